@@ -1,0 +1,359 @@
+"""Frozen config types, one comment per field: the only place where defaults live.
+
+A *preset* is a TOML file with some of these sections; what it leaves out has the default written here. Unknown
+keys, wrong types, impossible values (``fmax`` above Nyquist, ``hop_length > n_fft`` ...) and non-finite numbers are
+refused by name. Command line options, `--print-config` and the file written beside every output all come from here.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+import tomllib
+from collections.abc import Iterable, Mapping
+from importlib import resources
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+
+import msgspec
+import tomli_w
+
+from soundmark.errors import ConfigError
+
+MAX_PRESET_BYTES = 1 << 20
+"""A preset larger than this is refused before it is parsed."""
+
+Positive = Annotated[int, msgspec.Meta(gt=0, le=2**63 - 1)]
+NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
+PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
+NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
+Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
+
+
+class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Base of all config types: frozen, keyword-only, unknown keys refused, every number finite."""
+
+    def __post_init__(self) -> None:
+        for name in self.__struct_fields__:
+            values = getattr(self, name)
+            for value in _numbers(values):
+                if isinstance(value, float) and not math.isfinite(value):
+                    raise ValueError(f"`{name}` is {value}, a finite number is wanted")
+        self.check()
+
+    def check(self) -> None:
+        """Raise `ValueError` naming every key of an impossible combination."""
+
+
+class AudioLimits(Config):
+    """What the loader accepts. Limits are on decoded samples and seconds, never on header promises."""
+
+    max_seconds: PositiveFloat = 600.0  # longest recording that is decoded whole, in seconds
+    min_seconds: NonNegativeFloat = 0.01  # shorter ones are refused as too_short
+    max_bytes: Positive | None = None  # largest input; None for the command line, 25 MB for uploads
+    min_sample_rate: Positive = 1_000  # Hz; anything below is a broken header
+    max_sample_rate: Positive = 768_000  # Hz
+    max_channels: Positive = 32  # more is refused as unsupported_channels
+
+    def check(self) -> None:
+        """Refuse limits that no recording can meet."""
+        if self.min_sample_rate > self.max_sample_rate:
+            raise ValueError("`min_sample_rate` is above `max_sample_rate`")
+        if self.min_seconds >= self.max_seconds:
+            raise ValueError("`min_seconds` must be below `max_seconds`")
+
+
+class FrontendConfig(Config):
+    """Samples to features. Everything that changes a feature value is in here and in the bundle's fingerprint."""
+
+    kind: Literal["logmel", "mfcc", "spectrogram", "wave"] = "logmel"  # what the features are
+    sample_rate: Annotated[int, msgspec.Meta(gt=0, le=768_000)] = 44_100  # Hz; audio is brought to this rate by soxr HQ
+    level: Literal["none", "peak"] = "none"  # "peak": each window is scaled to a peak of 1 first (not for streams)
+    n_fft: Annotated[int, msgspec.Meta(gt=0, le=32_768)] = 1024  # FFT length in samples, even
+    win_length: Positive | None = None  # periodic window in samples, None for n_fft; zero-padded to n_fft
+    hop_length: Positive = 441  # samples from one frame to the next
+    window: Literal["hann", "hamming", "ones"] = "hann"  # periodic analysis window
+    center: bool = True  # pad half a window of zeros at both ends, so that frame i is centred on i * hop_length
+    power: Literal[1, 2] = 2  # 1: magnitude spectrum, 2: power spectrum
+    n_mels: Annotated[int, msgspec.Meta(gt=0, le=2048)] = 64  # mel bands
+    fmin: NonNegativeFloat = 0.0  # Hz, lower edge of the first band
+    fmax: PositiveFloat | None = None  # Hz, upper edge of the last band, None for half the sample rate
+    mel_scale: Literal["htk", "slaney"] = "htk"  # HTK: 2595 log10(1 + f/700); Slaney: linear to 1 kHz, then log
+    mel_norm: Literal["none", "slaney", "sum"] = "none"  # band weights: peak 1, unit area (Slaney), or unit sum
+    scale: Literal["linear", "db", "ln", "log10"] = "db"  # dB of max(x, offset); ln(x + offset); log10(1 + gain x)
+    offset: NonNegativeFloat = 1e-10  # see scale
+    gain: PositiveFloat = 1.0  # see scale; for "wave" the factor on the samples
+    n_mfcc: Positive = 13  # cepstral coefficients kept (orthonormal DCT-II over the bands)
+    mean: float | tuple[float, ...] = 0.0  # fixed normalisation (x - mean) / std, one number or one per row
+    std: float | tuple[float, ...] = 1.0  # see mean
+
+    @property
+    def window_length(self) -> int:
+        """Samples under the analysis window."""
+        return self.win_length or self.n_fft
+
+    @property
+    def top_hz(self) -> float:
+        """Upper edge of the last band in Hz."""
+        return self.fmax if self.fmax is not None else self.sample_rate / 2
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of the feature array (bands, bins, coefficients, or 1 for a wave)."""
+        return {
+            "logmel": self.n_mels,
+            "mfcc": self.n_mfcc,
+            "spectrogram": self.n_fft // 2 + 1,
+            "wave": 1,
+        }[self.kind]
+
+    def check(self) -> None:
+        """Refuse impossible spectra, naming both keys."""
+        if self.n_fft % 2:
+            raise ValueError(f"`n_fft` {self.n_fft} is odd, an even number is wanted (a power of two is fastest)")
+        if self.window_length > self.n_fft:
+            raise ValueError(f"`win_length` {self.win_length} is above `n_fft` {self.n_fft}")
+        if self.hop_length > self.window_length:
+            key = "n_fft" if self.win_length is None else "win_length"
+            raise ValueError(
+                f"`hop_length` {self.hop_length} is above `{key}` {self.window_length}: samples would be skipped"
+            )
+        if self.top_hz > self.sample_rate / 2:
+            raise ValueError(f"`fmax` {self.top_hz:g} is above half of `sample_rate` ({self.sample_rate / 2:g} Hz)")
+        if self.fmin >= self.top_hz:
+            raise ValueError(f"`fmin` {self.fmin:g} is not below `fmax` {self.top_hz:g}")
+        if self.kind in ("logmel", "mfcc") and self.n_mels > self.n_fft // 2 + 1:
+            raise ValueError(f"`n_mels` {self.n_mels} is above the {self.n_fft // 2 + 1} bins of `n_fft` {self.n_fft}")
+        if self.kind == "mfcc" and self.n_mfcc > self.n_mels:
+            raise ValueError(f"`n_mfcc` {self.n_mfcc} is above `n_mels` {self.n_mels}")
+        if self.kind == "mfcc" and self.scale == "linear":
+            raise ValueError("`kind` mfcc needs a logarithmic `scale`")
+        if self.scale in ("db", "ln") and self.offset <= 0:
+            raise ValueError(f"`scale` {self.scale} needs an `offset` above 0, or silence is minus infinity")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            if isinstance(values, tuple) and len(values) != self.n_rows:
+                raise ValueError(f"`{name}` has {len(values)} numbers, the features have {self.n_rows} rows")
+        if min(_numbers(self.std)) <= 0:
+            raise ValueError("`std` must be above 0")
+        for name in ("offset", "gain", "mean", "std"):
+            if any(x and not 1e-30 <= abs(x) <= 1e30 for x in _numbers(getattr(self, name))):
+                raise ValueError(f"`{name}` is outside 1e-30 ... 1e30, which float32 features can hold")
+
+
+class WindowConfig(Config):
+    """How a recording is cut into windows. The last one is kept, zero-padded, if it holds half a window or is alone."""
+
+    window_s: PositiveFloat = 5.0  # seconds given to the model at once
+    hop_s: PositiveFloat = 5.0  # seconds from one window to the next
+
+    def check(self) -> None:
+        """Refuse windows that would skip audio."""
+        if self.hop_s > self.window_s:
+            raise ValueError(f"`hop_s` {self.hop_s:g} is above `window_s` {self.window_s:g}: audio would be skipped")
+
+
+class DecisionConfig(Config):
+    """Logits to an answer: calibration, pooling over windows, and when to say "unknown"."""
+
+    temperature: PositiveFloat = 1.0  # logits are divided by it before the softmax
+    pooling: Literal["mean", "max"] = "mean"  # how window scores become one score per label
+    threshold: Fraction = 0.0  # a best score below it is "unknown"
+    label_thresholds: dict[str, Fraction] = {}  # per-label thresholds that replace `threshold`
+
+
+class NetworkConfig(Config):
+    """Which network, and its size. `kind` is a name in `soundmark.learn.networks`."""
+
+    kind: str = "edge"  # architecture
+    channels: tuple[Positive, ...] = ()  # widths of its stages, empty for the architecture's own
+    dropout: Fraction = 0.2  # before the last layer
+
+
+class AugmentConfig(Config):
+    """What training does to a batch, in the feature domain: power is mixed before the logarithm."""
+
+    mix_probability: Fraction = 0.8  # share of clips mixed with another one (mixup / between-class)
+    mix_alpha: PositiveFloat = 0.4  # Beta(alpha, alpha) draws the share of each
+    gain_db: NonNegativeFloat = 6.0  # uniform gain within plus-minus this many dB
+    roll: Fraction = 1.0  # circular shift in time, up to this share of the clip
+    tilt_db: NonNegativeFloat = 0.0  # random piecewise-linear equaliser, plus-minus this many dB per knot
+    stretch: Annotated[float, msgspec.Meta(ge=1)] = 1.0  # time axis resized by a factor within 1/stretch ... stretch
+    shift_bands: NonNegative = 0  # mel rows shifted up or down by at most this many (a pitch shift)
+    time_masks: NonNegative = 2  # SpecAugment: masks over time
+    time_mask_frames: NonNegative = 40  # widest time mask in frames
+    freq_masks: NonNegative = 2  # SpecAugment: masks over rows
+    freq_mask_rows: NonNegative = 10  # widest frequency mask in rows
+
+
+class TrainConfig(Config):
+    """One fixed schedule: nothing is chosen on the test fold, the last epoch's averaged weights are the result."""
+
+    epochs: Positive = 100  # passes over the training clips
+    batch_size: Annotated[int, msgspec.Meta(ge=2)] = 32  # clips per step
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"  # update rule
+    lr: Annotated[float, msgspec.Meta(gt=0, le=10)] = 3e-3  # peak learning rate
+    schedule: Literal["one-cycle", "constant"] = "one-cycle"  # learning rate over the run
+    warmup: Fraction = 0.15  # share of the run in which the learning rate rises
+    weight_decay: NonNegativeFloat = 0.02  # on weights of two or more dimensions
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1  # share of the target spread over all labels
+    ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.995  # decay per step of the averaged weights, 0 for none
+    clip_norm: NonNegativeFloat = 5.0  # gradients are scaled down to this norm, 0 for no limit
+    max_bad_batches: NonNegative = 5  # batches with a loss that is not finite are skipped up to here, then the run stops
+    seed: NonNegative = 0  # every random number of a run follows from it
+    precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # arithmetic of the training steps
+    devices: Positive = 1  # processes (GPUs or CPUs); more than one is DDP through Lightning Fabric
+    num_nodes: Positive = 1  # machines
+
+
+class ExportConfig(Config):
+    """Network to bundle: ONNX, batch norm folded, static per-channel int8."""
+
+    quantize: bool = True  # int8 (QDQ, per channel); False ships fp32
+    calibration_clips: Positive = 200  # training clips whose activations set the int8 ranges
+    calibration: Literal["minmax", "percentile", "entropy"] = "minmax"  # how ranges follow from activations
+    float_first: bool = True  # keep the first convolution in float (int8 there costs most accuracy)
+    golden_windows: Positive = 64  # windows on which torch, ONNX and int8 are compared
+    max_int8_disagreement: Fraction = 0.1  # share of golden windows whose top-1 may change, else export fails
+
+
+class Provenance(Config):
+    """Where a preset comes from; copied into the model card."""
+
+    reimplements: str = ""  # paper or repository that the preset follows
+    ambiguous: str = ""  # what the source left open
+    different: str = ""  # what is done differently here, and why
+    pretrained: str = ""  # pretrained weights it starts from or learns from, with their licence
+
+
+class Preset(Config):
+    """A named, whole configuration of one system."""
+
+    name: str = "edge"  # what outputs are called
+    summary: str = ""  # one line for people
+    frontend: FrontendConfig = FrontendConfig()
+    window: WindowConfig = WindowConfig()
+    decision: DecisionConfig = DecisionConfig()
+    network: NetworkConfig = NetworkConfig()
+    augment: AugmentConfig = AugmentConfig()
+    train: TrainConfig = TrainConfig()
+    export: ExportConfig = ExportConfig()
+    provenance: Provenance = Provenance()
+
+
+C = TypeVar("C", bound=Config)
+
+
+def preset_names() -> list[str]:
+    """Return the names of the presets that ship with the package, sorted."""
+    files = resources.files("soundmark").joinpath("presets").iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+
+
+def load_preset(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Preset:
+    """Return the preset of that name, or from that TOML file, with ``section.key=value`` overrides on top.
+
+    Order: defaults in this file < preset < overrides.
+
+    Raises:
+        ConfigError: no such preset, not TOML, unknown key, wrong type, impossible value.
+    """
+    where = str(name_or_path)
+    if where in preset_names():
+        text = resources.files("soundmark").joinpath("presets", f"{where}.toml").read_text("utf-8")
+    else:
+        text = _read_text(Path(where).expanduser())
+    try:
+        tree = tomllib.loads(text)
+    except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4300 digits
+        raise ConfigError(f"{where} is not TOML: {error}", wanted="a TOML preset") from None
+    if not tree:
+        raise ConfigError(f"{where} is empty", wanted="at least one key", cause="a file cut off while it was written")
+    for override in overrides:
+        _apply(tree, override)
+    return from_dict(tree, Preset, where=where)
+
+
+def from_dict(tree: Mapping[str, Any], kind: type[C], *, where: str = "config") -> C:
+    """Return ``tree`` as a checked config of type ``kind``; `ConfigError` names the key and the nearest known one."""
+    _refuse_unknown(tree, kind, where, "")
+    try:
+        return msgspec.convert(tree, kind)
+    except (msgspec.ValidationError, ValueError, RecursionError) as error:
+        text = str(error).replace(" - at `$.", " at `").replace(" - at `$`", "")
+        raise ConfigError(f"{where}: {text}", wanted=f"a valid {kind.__name__}") from None
+
+
+def to_dict(config: Config) -> dict[str, Any]:
+    """Return the config as plain data, without keys that are ``None`` (TOML has no null)."""
+    return _drop_none(msgspec.to_builtins(config))  # type: ignore[no-any-return]
+
+
+def to_toml(config: Config) -> str:
+    """Return the whole config as TOML: what ``--print-config`` shows and every output has beside it."""
+    return tomli_w.dumps(to_dict(config))
+
+
+def fields(kind: type[Config]) -> dict[str, Any]:
+    """Return field name -> type hint of a config type, for command line options and documentation."""
+    hints = get_type_hints(kind, include_extras=True)
+    return {name: hints[name] for name in kind.__struct_fields__}
+
+
+def _read_text(path: Path) -> str:
+    try:
+        if not path.is_file():
+            near = difflib.get_close_matches(str(path), preset_names(), n=1)
+            raise ConfigError(
+                f"no preset {str(path)!r}",
+                wanted=f"a TOML file or one of: {', '.join(preset_names())}",
+                cause=f"did you mean {near[0]!r}?" if near else "",
+            )
+        if path.stat().st_size > MAX_PRESET_BYTES:
+            raise ConfigError(f"{path} is larger than 1 MiB", wanted="a TOML preset")
+        return path.read_text("utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}", wanted="a UTF-8 TOML preset") from None
+
+
+def _apply(tree: dict[str, Any], override: str) -> None:
+    key, sign, value = override.partition("=")
+    path = key.strip().split(".")
+    if not sign or not all(path):
+        raise ConfigError(f"override {override!r}", wanted="section.key=value, for example train.epochs=20")
+    try:
+        parsed = tomllib.loads(f"value = {value}")["value"] if "\n" not in value else value
+    except (ValueError, RecursionError):
+        parsed = value.strip()
+    for part in path[:-1]:
+        tree = tree.setdefault(part, {})
+        if not isinstance(tree, dict):
+            raise ConfigError(f"override {override!r}: {part!r} is not a section", wanted="section.key=value")
+    tree[path[-1]] = parsed
+
+
+def _refuse_unknown(tree: Mapping[str, Any], kind: type[Config], where: str, prefix: str) -> None:
+    known = fields(kind)
+    for key, value in tree.items():
+        if key not in known:
+            near = difflib.get_close_matches(key, known, n=1)
+            raise ConfigError(
+                f"{where}: unknown key `{prefix}{key}`",
+                wanted=f"one of: {', '.join(known)}",
+                cause=f"did you mean `{prefix}{near[0]}`?" if near else "",
+                code="unknown_key",
+            )
+        hint = known[key]
+        if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
+            _refuse_unknown(value, hint, where, f"{prefix}{key}.")
+
+
+def _numbers(values: Any) -> tuple[Any, ...]:
+    if isinstance(values, dict):
+        return tuple(values.values())
+    return values if isinstance(values, tuple) else (values,)
+
+
+def _drop_none(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _drop_none(v) for k, v in value.items() if v is not None}
+    return value

@@ -1,0 +1,155 @@
+"""Linear features of a whole data set, cached on disk and shared by all runs with the same front end.
+
+What is cached is `Frontend.linear` (band power before the logarithm), because power is what mixes by addition. The
+key holds everything that can change a value: front end config and code version, window, decoder and resampler
+versions, and the hash of every clip.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import soundfile
+import soxr
+
+from soundmark import audio
+from soundmark.config import FrontendConfig, WindowConfig
+from soundmark.dataset import Dataset
+from soundmark.errors import StorageError
+from soundmark.frontend import Frontend, fingerprint
+
+CACHE_VARIABLE = "SOUNDMARK_CACHE"
+"""Environment variable that names the cache folder (default: ``~/.cache/soundmark``)."""
+
+
+@dataclass(frozen=True, slots=True)
+class FeatureStore:
+    """Linear features of every window of a data set.
+
+    Attributes:
+        linear: float32 ``(n_windows, n_linear, n_frames)``, memory-mapped.
+        clip_of: ``(n_windows,)`` index of the clip that a window was cut from.
+        frontend: the front end whose `finish` turns them into features.
+    """
+
+    linear: npt.NDArray[np.float32]
+    clip_of: npt.NDArray[np.int64]
+    frontend: Frontend
+
+
+def cache_dir() -> Path:
+    """Return the cache folder; it may not exist yet."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soundmark"
+
+
+def extract(
+    dataset: Dataset,
+    frontend: FrontendConfig,
+    window: WindowConfig,
+    *,
+    progress: Callable[[int], None] | None = None,
+) -> FeatureStore:
+    """Return the linear features of ``dataset``, from the cache where it has them.
+
+    Args:
+        dataset: the clips; the order of windows follows the order of clips.
+        frontend: what to compute.
+        window: how clips are cut; the same rule as when classifying.
+        progress: called with 1 after every clip.
+
+    Raises:
+        AudioError: a clip cannot be read (training never goes on with a clip less).
+        StorageError: the cache cannot be written.
+    """
+    hashes = dataset.hashes()
+    key = _key(frontend, window, [hashes[clip.name] for clip in dataset.clips])
+    home = cache_dir() / "features" / key
+    front = Frontend(frontend)
+    store = _open(home, front)
+    if store is None:
+        _build(home, dataset, front, window, progress)
+        store = _open(home, front)
+        assert store is not None
+    elif progress:
+        progress(len(dataset.clips))
+    return store
+
+
+def _key(frontend: FrontendConfig, window: WindowConfig, hashes: list[str]) -> str:
+    parts = {
+        "frontend": fingerprint(frontend),
+        "window": [window.window_s, window.hop_s],
+        "libraries": [soxr.__version__, soundfile.__libsndfile_version__],
+        "clips": hashlib.sha256("\n".join(hashes).encode()).hexdigest(),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _open(home: Path, front: Frontend) -> FeatureStore | None:
+    """Return the store at ``home``, or None where there is none or it is damaged."""
+    try:
+        linear = np.load(home / "linear.npy", mmap_mode="r", allow_pickle=False)
+        clip_of = np.load(home / "clip_of.npy", allow_pickle=False)
+    except (OSError, ValueError, EOFError):
+        return None
+    return FeatureStore(linear, clip_of, front) if len(linear) == len(clip_of) else None
+
+
+def _build(
+    home: Path,
+    dataset: Dataset,
+    front: Frontend,
+    window: WindowConfig,
+    progress: Callable[[int], None] | None,
+) -> None:
+    rate = front.config.sample_rate
+    size, hop = round(window.window_s * rate), round(window.hop_s * rate)
+
+    def of_clip(index: int) -> list[npt.NDArray[np.float32]]:
+        samples = audio.load(dataset.clips[index].path, sample_rate=rate).samples
+        return [front.linear(part) for part in audio.windows(samples, window_samples=size, hop_samples=hop)]
+
+    try:
+        home.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f"{home.name}.", dir=home.parent))
+        try:
+            rows: list[npt.NDArray[np.float32]] = []
+            clip_of: list[int] = []
+            with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+                for index, parts in enumerate(pool.map(of_clip, range(len(dataset.clips)))):
+                    rows += parts
+                    clip_of += [index] * len(parts)
+                    if progress:
+                        progress(1)
+            np.save(scratch / "linear.npy", np.stack(rows))
+            np.save(scratch / "clip_of.npy", np.array(clip_of))
+            if home.exists():  # damaged, or another process was first
+                shutil.rmtree(home, ignore_errors=True)
+            scratch.rename(home)
+        except OSError as error:
+            if not home.exists():  # else another process finished the same cache in between
+                raise StorageError(
+                    f"the feature cache {home} cannot be written ({error.strerror})",
+                    wanted=f"about {len(dataset.clips) * front.config.n_rows // 1000 + 1} MB of space",
+                    cause=f"set {CACHE_VARIABLE} to a folder on another disk",
+                ) from None
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)
+    except PermissionError as error:
+        raise StorageError(
+            f"the cache folder {home.parent} cannot be made ({error.strerror})",
+            cause=f"set {CACHE_VARIABLE} to a folder that you may write",
+        ) from None

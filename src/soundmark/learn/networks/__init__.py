@@ -1,0 +1,25 @@
+"""Networks by name. A network maps features ``(batch, n_rows, n_frames)`` to logits ``(batch, n_labels)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch import nn
+
+from soundmark.config import NetworkConfig
+from soundmark.errors import ConfigError
+from soundmark.learn.networks.edge import Edge
+
+NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int], int], nn.Module]] = {"edge": Edge}
+"""Architecture name -> constructor ``(config, (n_rows, n_frames), n_labels)``."""
+
+
+def build(config: NetworkConfig, shape: tuple[int, int], n_labels: int) -> nn.Module:
+    """Return a freshly initialised network (from torch's global generator).
+
+    Raises:
+        ConfigError: ``config.kind`` is not a known architecture.
+    """
+    if config.kind not in NETWORKS:
+        raise ConfigError(f"`network.kind` {config.kind!r}", wanted=f"one of: {', '.join(sorted(NETWORKS))}")
+    return NETWORKS[config.kind](config, shape, n_labels)

@@ -1,0 +1,334 @@
+"""One training loop for every network: a fixed schedule, averaged weights, checkpoints, bit-identical resume.
+
+All randomness of epoch e is a function of (seed, e, rank), so a checkpoint at an epoch's end needs no generator state
+and a resumed run equals the uninterrupted one. Nothing here looks at the test fold.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+import soundmark
+from soundmark import storage
+from soundmark.config import Preset, TrainConfig, load_preset, to_dict, to_toml
+from soundmark.dataset import Dataset
+from soundmark.errors import StorageError, TrainingError
+from soundmark.learn import checkpoint, networks
+from soundmark.learn.augment import augment, mask
+from soundmark.learn.features import FeatureStore, extract
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """What one epoch did; ``loss`` is the mean over its steps, on augmented training clips."""
+
+    epoch: int
+    epochs: int
+    loss: float
+    lr: float
+    seconds: float
+    bad_batches: int
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished (or unfinished) training run on disk."""
+
+    path: Path
+    preset: Preset
+    info: dict[str, Any]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels in target order."""
+        return tuple(self.info["labels"])
+
+
+def open_run(path: Path) -> Run:
+    """Return the run at ``path``.
+
+    Raises:
+        TrainingError: not a run folder.
+    """
+    try:
+        info = json.loads((path / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        raise TrainingError(f"{path} is not a training run", wanted="a folder made by `soundmark train`") from None
+    return Run(path, load_preset(path / "preset.toml"), info)
+
+
+def train(
+    preset: Preset,
+    dataset: Dataset,
+    *,
+    test_fold: int,
+    out: Path,
+    train_folds: tuple[int, ...] = (),
+    on_clip: Callable[[int], None] | None = None,
+    on_epoch: Callable[[EpochReport], None] | None = None,
+) -> Run:
+    """Train ``preset`` on every fold but ``test_fold`` and return the finished run; resumes where ``out`` stands.
+
+    Args:
+        preset: the whole configuration.
+        dataset: clips of all folds; those of ``test_fold`` are dropped before anything is read.
+        test_fold: the fold that the result will be judged on.
+        out: run folder: preset.toml, run.json, history.jsonl, checkpoints/, tensorboard/, weights.safetensors.
+        train_folds: narrower choice of training folds (an inner split), default all but ``test_fold``.
+        on_clip: called with 1 per clip while features are extracted.
+        on_epoch: called after every epoch.
+
+    Raises:
+        TrainingError: ``out`` holds another run or is in use; the loss is not finite too often.
+        StorageError: the disk refuses; the last checkpoint is intact.
+    """
+    folds = train_folds or tuple(fold for fold in dataset.folds if fold != test_fold)
+    if test_fold in folds:
+        raise TrainingError(f"fold {test_fold} is both trained and tested on", wanted="disjoint folds", code="leak")
+    train_set = dataset.in_folds(folds)
+    info = {
+        "soundmark": soundmark.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "data": dataset.name,
+        "data_digest": train_set.digest(),
+        "labels": list(dataset.labels),
+        "train_folds": list(folds),
+        "test_fold": test_fold,
+        "n_clips": len(train_set.clips),
+        "seed": preset.train.seed,
+    }
+    with _lock(out):
+        _claim(out, preset, info)
+        store = extract(train_set, preset.frontend, preset.window, progress=on_clip)
+        return _fit(preset, train_set, store, out, info, on_epoch)
+
+
+def _fit(
+    preset: Preset,
+    train_set: Dataset,
+    store: FeatureStore,
+    out: Path,
+    info: dict[str, Any],
+    on_epoch: Callable[[EpochReport], None] | None,
+) -> Run:
+    config = preset.train
+    fabric = Fabric(
+        accelerator="auto", devices=config.devices, num_nodes=config.num_nodes, precision=config.precision
+    )
+    fabric.launch()
+    linear = torch.from_numpy(store.linear[:])  # (n_windows, n_linear, n_frames)
+    targets = torch.tensor(train_set.targets)[torch.from_numpy(store.clip_of)]
+    one_hot = nn.functional.one_hot(targets, len(train_set.labels)).float()
+
+    torch.manual_seed(config.seed)
+    network = networks.build(preset.network, store.frontend.shape(_window_samples(preset)), len(train_set.labels))
+    network = network.to(memory_format=torch.channels_last)
+    optimizer = _optimizer(network, config)
+    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    steps = max(1, len(linear) // (config.batch_size * fabric.world_size))
+    start = _restore(out, network, optimizer, averaged)
+    model, optimizer = fabric.setup(network, optimizer)
+    averaged.to(fabric.device)
+
+    def features(batch: Tensor) -> Tensor:
+        finished: Tensor = store.frontend.finish(batch, torch)
+        return finished
+
+    bad = 0
+    with _summary_writer(out, fabric.is_global_zero) as write:
+        for epoch in range(start, config.epochs):
+            began, losses, lr = time.perf_counter(), [], 0.0
+            seed = _epoch_seed(config.seed, epoch)
+            torch.manual_seed(seed + fabric.global_rank)  # dropout
+            generator = torch.Generator().manual_seed(seed + fabric.global_rank)
+            model.train()
+            order = torch.randperm(len(linear), generator=torch.Generator().manual_seed(seed))
+            order = order[fabric.global_rank :: fabric.world_size]
+            for step in range(steps):
+                rows = order[step * config.batch_size : (step + 1) * config.batch_size]
+                batch, soft = augment(
+                    linear[rows], one_hot[rows], preset.augment, power=_power(preset), generator=generator
+                )
+                x = mask(features(batch), preset.augment, generator).to(fabric.device)
+                soft = (soft * (1 - config.label_smoothing) + config.label_smoothing / soft.shape[1]).to(fabric.device)
+                lr = learning_rate(config, (epoch * steps + step) / (config.epochs * steps))
+                for group in optimizer.param_groups:
+                    group["lr"] = lr
+                loss = nn.functional.cross_entropy(model(x), soft)
+                optimizer.zero_grad(set_to_none=True)
+                fabric.backward(loss)
+                norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or math.inf)
+                if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
+                    bad += 1
+                    if bad > config.max_bad_batches:
+                        raise TrainingError(
+                            f"the loss was not finite in {bad} batches (epoch {epoch + 1})",
+                            wanted="finite losses",
+                            cause="train.lr is too high; the last checkpoint is kept",
+                            code="loss_not_finite",
+                        )
+                    continue
+                optimizer.step()
+                averaged.update_parameters(network)
+                losses.append(loss.item())
+            mean = sum(losses) / len(losses) if losses else math.nan
+            report = EpochReport(epoch + 1, config.epochs, mean, lr, time.perf_counter() - began, bad)
+            if fabric.is_global_zero:
+                checkpoint.save(out / "checkpoints", epoch + 1, _state(network, optimizer, averaged))
+                write(report)
+            if on_epoch and fabric.is_global_zero:
+                on_epoch(report)
+            fabric.barrier()
+    final = averaged.module if config.ema else network
+    finished = {**info, "finished": True, "epochs": config.epochs}
+    if fabric.is_global_zero:
+        checkpoint.save_weights(out / "weights.safetensors", final.state_dict())
+        storage.write_bytes(out / "run.json", json.dumps(finished, indent=2).encode())
+    fabric.barrier()
+    return Run(out, preset, finished)
+
+
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """Return the learning rate at ``progress`` in [0, 1) of the run: linear rise, cosine fall (Smith 2018)."""
+    if config.schedule == "constant":
+        return config.lr
+    if progress < config.warmup:
+        return config.lr * (0.04 + 0.96 * progress / config.warmup)
+    fall = (progress - config.warmup) / max(1e-9, 1 - config.warmup)
+    return config.lr * (1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * fall)))
+
+
+def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW,
+        "adam": torch.optim.Adam,
+        "rmsprop": torch.optim.RMSprop,
+        "sgd": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
+    }
+    return kinds[config.optimizer](groups, lr=config.lr)
+
+
+def _state(network: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module) -> checkpoint.State:
+    return {
+        "network": network.state_dict(),
+        "averaged": averaged.state_dict(),
+        "optimizer": optimizer.state_dict()["state"],
+    }
+
+
+def _restore(out: Path, network: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module) -> int:
+    """Load the newest checkpoint, if any; return how many epochs are done."""
+    found = checkpoint.latest(out / "checkpoints")
+    if found is None:
+        return 0
+    epoch, state = found
+    network.load_state_dict(state["network"])
+    averaged.load_state_dict(state["averaged"])
+    groups = optimizer.state_dict()["param_groups"]
+    moments = {int(index): values for index, values in state["optimizer"].items()}
+    optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    return epoch
+
+
+def _epoch_seed(seed: int, epoch: int) -> int:
+    return (seed * 1_000_003 + epoch) * 1024  # room for the rank
+
+
+def _power(preset: Preset) -> int:
+    return 1 if preset.frontend.kind == "wave" else preset.frontend.power
+
+
+def _window_samples(preset: Preset) -> int:
+    return round(preset.window.window_s * preset.frontend.sample_rate)
+
+
+def _claim(out: Path, preset: Preset, info: dict[str, Any]) -> None:
+    """Mark ``out`` as this run's, or refuse if it is another's, showing the difference."""
+    mine = {**info, "preset": to_dict(preset)}
+    if (out / "run.json").exists():
+        there = open_run(out)
+        theirs = {**{key: there.info.get(key) for key in info}, "preset": to_dict(there.preset)}
+        differing = _differences(theirs, mine)
+        if differing:
+            raise TrainingError(
+                f"{out} holds another run: {'; '.join(differing[:5])}",
+                wanted="the same preset, data, folds and versions to resume, or another --out",
+                code="other_run",
+            )
+        return
+    storage.write_bytes(out / "preset.toml", to_toml(preset).encode())
+    storage.write_bytes(out / "run.json", json.dumps({**info, "finished": False}, indent=2).encode())
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{name}.{k}" if name else k)]
+    return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
+
+
+@contextmanager
+def _lock(out: Path) -> Iterator[None]:
+    """Hold ``out/lock`` while training; the kernel drops it when the process dies, however it dies."""
+    import fcntl
+
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(f"{out} cannot be written ({error.strerror})", wanted="a writable run folder") from None
+    try:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
+                raise TrainingError(
+                    f"{out} is in use by process {owner}", wanted="one run per folder", code="run_in_use"
+                ) from None
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def _summary_writer(out: Path, active: bool) -> Iterator[Callable[[EpochReport], None]]:
+    """Yield a function that appends one epoch to history.jsonl and to TensorBoard."""
+    if not active:
+        yield lambda report: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(str(out / "tensorboard"))
+
+    def write(report: EpochReport) -> None:
+        with (out / "history.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(asdict(report)) + "\n")
+        board.add_scalar("train/loss", report.loss, report.epoch)
+        board.add_scalar("train/lr", report.lr, report.epoch)
+
+    try:
+        yield write
+    finally:
+        board.close()

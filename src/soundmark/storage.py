@@ -1,0 +1,95 @@
+"""Files and folders that are either wholly the old or wholly the new ones, whatever happens in between.
+
+Everything is written aside in the same folder, flushed to the disk, and then renamed (POSIX rename is atomic).
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from soundmark.errors import StorageError
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path``; on failure the old file is untouched.
+
+    Raises:
+        StorageError: disk full, read-only, no permission.
+    """
+    with _as_storage_error(path, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
+        try:
+            with os.fdopen(handle, "wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            os.chmod(scratch, 0o666 & ~_umask())
+            os.replace(scratch, path)
+        except BaseException:
+            Path(scratch).unlink(missing_ok=True)
+            raise
+        _sync_folder(path.parent)
+
+
+def write_folder(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
+    """Let ``fill`` write into a scratch folder, then put that folder in the place of ``folder``.
+
+    Raises:
+        StorageError: ``folder`` exists and ``overwrite`` is False; disk full, read-only, no permission.
+    """
+    if folder.exists() and not overwrite:
+        raise StorageError(f"{folder} exists", wanted="a new folder", cause="give --overwrite to replace it")
+    with _as_storage_error(folder, 0):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        try:
+            fill(scratch)
+            for file in scratch.iterdir():
+                _sync_file(file)
+            _sync_folder(scratch)
+            os.chmod(scratch, 0o777 & ~_umask())
+            if folder.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
+                os.replace(folder, old / folder.name)
+                os.replace(scratch, folder)
+                shutil.rmtree(old, ignore_errors=True)
+            else:
+                os.replace(scratch, folder)
+        except BaseException:
+            shutil.rmtree(scratch, ignore_errors=True)
+            raise
+        _sync_folder(folder.parent)
+
+
+@contextmanager
+def _as_storage_error(path: Path, size: int) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        need = f"{size} bytes of space" if size else "a writable place with enough space"
+        raise StorageError(f"{path} cannot be written ({error.strerror or error})", wanted=need) from None
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_file(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _sync_folder(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
