@@ -1,14 +1,16 @@
-"""Recordings of any accepted kind as mono float32 at the asked rate, in blocks or whole, and fixed windows of them.
+"""Recordings as mono float32 at the asked rate, in blocks or whole, and fixed windows of them.
 
-One road for paths, bytes, file objects, stdin and arrays: decode (or slice) `BLOCK_FRAMES` frames, check them,
-average the channels, resample with one stateful soxr HQ stream. `load` is `Reader` to the end, so that a stream and
-a file give the same samples. The block size is one constant because damaged Ogg decodes differently by block size
-(measured: RELIABILITY, section 2). On damaged MP3, libmpg123 writes lines to stderr from C; they are left alone,
-because redirecting a descriptor of the whole process is not safe with threads.
+One road for paths, bytes, file objects, stdin and arrays: decode (or slice) `BLOCK_FRAMES` frames, check
+them, average the channels, resample with one stateful soxr HQ stream. `load` is `Reader` to its end, so that
+a stream and a file give the same samples. The block size is one constant because damaged Ogg decodes
+differently by block size (RELIABILITY, section 2). On damaged MP3, libmpg123 writes lines to stderr from C;
+they are left alone: redirecting a descriptor of the whole process is not safe with threads. Of chained Ogg,
+libsndfile gives the first stream only; it is flagged.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import glob
 import os
@@ -19,7 +21,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, BinaryIO, TypeAlias
 
 import numpy as np
@@ -32,29 +33,25 @@ from soundmark.containers import ACCEPTED, AUDIO_SUFFIXES, SUFFIXES, Input, insp
 from soundmark.errors import AudioError, ConfigError
 
 Samples: TypeAlias = npt.NDArray[np.float32]
+Array: TypeAlias = npt.NDArray[Any]
 Source: TypeAlias = (
-    str
-    | os.PathLike[str]
-    | bytes
-    | bytearray
-    | memoryview
-    | BinaryIO
-    | tuple[npt.NDArray[Any], int]
-    | npt.NDArray[Any]
+    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | tuple[Array, int] | Array
 )
-"""What can be read; ``"-"`` is stdin, arrays are ``(samples, sample_rate)`` of shape (n,) or (n, channels)."""
+"""What can be read; ``"-"`` is stdin, arrays are ``(samples, sample_rate)``, (n,) or (n, channels)."""
 
 BLOCK_FRAMES = 65_536
 """Frames decoded at once, everywhere."""
 
 SPOOL_LIMIT_BYTES = 4 << 30  # read from a pipe when AudioLimits.max_bytes is None
 IN_MEMORY_BYTES = 16 << 20  # smaller files are read once and decoded from memory
+DTYPES = tuple(map(np.dtype, ("f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4")))  # of arrays
 MAX_ABSOLUTE = 1e3  # beyond +60 dBFS the samples are integers in float clothing, or garbage
 SILENT_PEAK = 1e-4  # -80 dBFS
 MAX_DC = 0.05  # of full scale
 CLIPPED_SHARE = 0.01  # of all samples, in runs of three or more on the extreme value
 CLIPPED_LEVEL = 0.25  # extremes below are quiet sounds with few steps, not clipping
 OVER_FULL_SCALE = {"VORBIS": 1.5, "OPUS": 1.5, "MPEG_LAYER_III": 1.5}  # lossy decoders overshoot
+PREALLOCATED = 4 << 20  # samples that a header is believed for; more grows as it comes
 MAX_DENSITY = 8192  # samples per byte that a compressed stream can hold; more is a lying header
 FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC", "OGG", "MP3"})
 COARSE = frozenset({"PCM_U8", "PCM_S8", "ULAW", "ALAW", "IMA_ADPCM", "MS_ADPCM", "GSM610"})
@@ -77,7 +74,7 @@ class Audio:
 
 
 class _Stream(soundfile.SoundFile):  # type: ignore[misc]
-    """A `SoundFile` read strictly forwards: soundfile seeks after each read of a seekable file, which re-reads Ogg."""
+    """A `SoundFile` read strictly forwards: soundfile seeks after every read of a seekable file."""
 
     def seekable(self) -> bool:
         return False
@@ -90,6 +87,7 @@ class _Checks:
         self.name = name
         self.full_scale = OVER_FULL_SCALE.get(subtype, 1.01)
         self.clip_level = 0.98 if subtype in COARSE else CLIPPED_LEVEL
+        self.denormals = subtype in ("FLOAT", "DOUBLE", "array")
         self.frames, self.values = 0, 0
         self.low, self.high = np.inf, -np.inf  # of all channels
         self.mono_low, self.mono_high = np.inf, -np.inf
@@ -98,10 +96,14 @@ class _Checks:
         self.channels = 1
 
     def see(self, block: Samples) -> Samples:
-        """Return the mean over channels of ``block`` (n, channels); `AudioError` for unusable values."""
+        """Return the mean over channels of ``block`` (n, channels), which may be written to and returned."""
         low, high = float(block.min()), float(block.max())
         if not (low >= -MAX_ABSOLUTE and high <= MAX_ABSOLUTE):
-            self._refuse(block)
+            raise self._unusable(block)
+        if (
+            self.denormals or -SILENT_PEAK < low <= high < SILENT_PEAK
+        ):  # inaudible, and slow in every later step
+            block[np.abs(block) < np.finfo(np.float32).tiny] = 0
         if low <= min(self.low, -self.clip_level):
             self.at_low = (self.at_low if low == self.low else 0) + _in_runs(block == np.float32(low))
         if high >= max(self.high, self.clip_level):
@@ -124,21 +126,13 @@ class _Checks:
         self.frames += len(mono)
         return mono
 
-    def _refuse(self, block: Samples) -> None:
+    def _unusable(self, block: Samples) -> AudioError:
         bad = ~np.isfinite(block)
         if bad.any():
-            row = self.frames + int(np.argmax(bad.any(axis=1)))
-            raise AudioError(
-                f"{self.name}: NaN or infinity at sample {row}",
-                wanted="finite samples",
-                code="nonfinite_samples",
-            )
-        raise AudioError(
-            f"{self.name}: a sample of {float(np.abs(block).max()):.3g}",
-            wanted="samples within -1 ... 1",
-            cause="integers stored as float without dividing by full scale",
-            code="sample_out_of_range",
-        )
+            saw = f"{self.name}: NaN or infinity at sample {self.frames + int(np.argmax(bad.any(axis=1)))}"
+            return AudioError(saw, wanted="finite samples", code="nonfinite_samples")
+        saw, cause = f"{self.name}: a sample of {float(np.abs(block).max()):.3g}", "integers stored as float"
+        return AudioError(saw, wanted="samples within -1 ... 1", cause=cause, code="sample_out_of_range")
 
     def flags(self) -> set[str]:
         """Return the quality flags of everything seen."""
@@ -152,9 +146,9 @@ class _Checks:
         if self.low < self.high and self.at_low + self.at_high >= CLIPPED_SHARE * self.values:
             found.add("clipped")
         # n unrelated channels leave 1/n of the energy of one in the mean; far less is cancellation
-        if self.channel_energy > self.frames * SILENT_PEAK**2:
-            if self.mono_energy * self.channels < 0.05 * self.channel_energy:
-                found.add("downmix_cancelled")
+        audible = self.channel_energy > self.frames * SILENT_PEAK**2
+        if audible and self.mono_energy * self.channels < 0.05 * self.channel_energy:
+            found.add("downmix_cancelled")
         return found
 
 
@@ -170,14 +164,14 @@ class Reader:
         source: see `Source`.
         sample_rate: Hz of the blocks.
         limits: what is accepted; ``max_seconds`` holds here too, pass a larger one for long streams.
-        strict: refuse what is cut or does not agree with its header or name (`FAULTS`) instead of flagging it.
+        strict: refuse what is cut or disagrees with its header or name (`FAULTS`) instead of flagging it.
         array_rate: Hz of ``source`` if it is a bare array.
 
-    Iterate once; ``flags`` and ``duration_s`` are complete afterwards. Closes itself at the end and in ``with``.
+    Iterate once; ``flags`` and ``duration_s`` are complete afterwards. Closes itself at its end.
 
     Raises:
-        AudioError: with a code of `AUDIO_CODES`, from the constructor (the way to the file, its header) or while
-            iterating (its samples).
+        AudioError: with a code of `AUDIO_CODES`, from the constructor (the way to the file, its header) or
+            while iterating (its samples).
         ConfigError: the arguments make no sense.
     """
 
@@ -208,7 +202,7 @@ class Reader:
                 self._open_array(source, array_rate)
             else:
                 self._open_file(source)
-            self._check_header()
+            self._check_limits()
             self._resampler = self._make_resampler()
         except BaseException as error:
             self.close()
@@ -221,13 +215,12 @@ class Reader:
     def __enter__(self) -> Reader:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exc_info: object) -> None:
         self.close()
 
     def __iter__(self) -> Iterator[Samples]:
-        return self._blocks
+        for block in self._blocks:
+            yield block if block.base is None else block.copy()
 
     @property
     def flags(self) -> tuple[str, ...]:
@@ -242,10 +235,8 @@ class Reader:
     def close(self) -> None:
         """Let go of the file; also done at the end of the blocks."""
         if self._file is not None:
-            try:
+            with contextlib.suppress(soundfile.SoundFileError):  # nothing was written, so nothing is lost
                 self._file.close()
-            except soundfile.SoundFileError:  # nothing was written, so nothing is lost
-                pass
             self._file = None
         if self._input is not None:
             self._input.close()
@@ -256,33 +247,23 @@ class Reader:
         return AudioError(f"{self._name}: {saw}", wanted=wanted, cause=cause, code=code)
 
     def _open_array(self, source: Any, array_rate: int | None) -> None:
-        samples, rate = source if isinstance(source, tuple) and len(source) == 2 else (source, array_rate)
-        kind = samples.dtype.kind if isinstance(samples, np.ndarray) else ""
-        if (
-            not kind
-            or kind not in "fiu"
-            or (kind in "iu" and samples.dtype.itemsize > 4)
-            or samples.ndim not in (1, 2)
-        ):
-            what = f"{samples.dtype} of shape {samples.shape}" if kind else type(samples).__name__
-            raise ConfigError(
-                f"an array source with {what}", wanted="float or 8- to 32-bit integers, (n,) or (n, channels)"
+        pair = isinstance(source, tuple) and len(source) == 2
+        samples, rate = source if pair else (source, array_rate)
+        if not isinstance(samples, np.ndarray) or samples.ndim not in (1, 2) or samples.dtype not in DTYPES:
+            seen = (
+                f"{samples.dtype} {samples.shape}"
+                if isinstance(samples, np.ndarray)
+                else type(samples).__name__
             )
+            wanted = "an array of float or 8- to 32-bit integers, (n,) or (n, channels)"
+            raise ConfigError(f"an array source of {seen}", wanted=wanted)
         if _whole(rate) < 0:
-            raise ConfigError(
-                f"an array with sample rate {rate!r}", wanted="(samples, sample_rate), or array_rate="
-            )
-        self._name, self.container, self.source_rate = (
-            f"array of shape {samples.shape}",
-            "array",
-            _whole(rate),
-        )
+            wanted = "(samples, sample_rate), or array_rate="
+            raise ConfigError(f"an array with sample rate {rate!r}", wanted=wanted)
+        self._name, self.container = f"array of shape {samples.shape}", "array"
         self._array = samples[:, np.newaxis] if samples.ndim == 1 else samples
+        self.source_rate = _whole(rate)
         self._promised, self.channels = self._array.shape
-        if self.channels > self.limits.max_channels and self.channels > self._promised:
-            raise self._error(
-                f"{self.channels} channels", "unsupported_channels", cause="(channels, n): transpose it"
-            )
 
     def _open_file(self, source: Any) -> None:
         self._input = data = open_input(source, self.limits.max_bytes)
@@ -300,36 +281,31 @@ class Reader:
             self._file = file = _Stream(data)
         except (soundfile.SoundFileError, ValueError, TypeError, OverflowError) as error:
             reason = str(getattr(error, "error_string", error))
-            code = (
-                "unsupported_format" if "encoding" in reason or "nimplemented" in reason else "corrupt_header"
-            )
-            raise self._error(f"{header.kind} that cannot be opened: {reason}", code) from None
+            code = "unsupported_format" if "encoding" in reason and header.kind != "OGG" else "corrupt_header"
+            raise self._error(f"a damaged {header.kind} header", code, wanted=ACCEPTED) from None
         self.source_rate, self.channels = file.samplerate, file.channels
         self.container = f"{file.format}/{file.subtype}"
         if file.format not in FORMATS or file.subtype not in SUBTYPES:
             raise self._error(self.container, "unsupported_format", wanted=ACCEPTED)
-        trusted = header.frames if header.frames is not None else file.frames
-        self._promised = None if "length_unknown" in header.flags and header.kind == "FLAC" else trusted
+        self._promised = file.frames if header.frames is None else header.frames
+        if self._promised > MAX_DENSITY * data.size:
+            self._promised = None
+            if "length_unknown" not in header.flags:
+                self._found.add("header_length_wrong")
         suffix = os.path.splitext(data.path)[1].lower()
         if suffix in AUDIO_SUFFIXES and suffix not in SUFFIXES[header.kind]:
             self._found.add("extension_mismatch")
-        if self._promised is not None and self._promised > MAX_DENSITY * data.size:
-            self._found.add("header_length_wrong")
-            self._promised = None
 
     def _check_limits(self) -> None:
-        limits = self.limits
-        if not limits.min_sample_rate <= self.source_rate <= limits.max_sample_rate:
+        """Refuse by rate, channels and promised length (None if the file could not hold it)."""
+        limits, rate = self.limits, self.source_rate
+        if not limits.min_sample_rate <= rate <= limits.max_sample_rate:
             wanted = f"{limits.min_sample_rate} to {limits.max_sample_rate} Hz"
-            raise self._error(f"sample rate {self.source_rate} Hz", "unsupported_sample_rate", wanted=wanted)
+            raise self._error(f"sample rate {rate} Hz", "unsupported_sample_rate", wanted=wanted)
         if not 1 <= self.channels <= limits.max_channels:
-            wanted = f"1 to {limits.max_channels}"
+            wanted = f"1 to {limits.max_channels}, in arrays as (n, channels)"
             raise self._error(f"{self.channels} channels", "unsupported_channels", wanted=wanted)
-
-    def _check_header(self) -> None:
-        """Refuse by limits; a promised length is believed only where the file could hold it."""
-        self._check_limits()
-        if self._promised is not None and self._promised > self.limits.max_seconds * self.source_rate:
+        if self._promised is not None and self._promised > limits.max_seconds * rate:
             raise self._too_long(self._promised)
 
     def _too_long(self, frames: int) -> AudioError:
@@ -370,37 +346,34 @@ class Reader:
             self.close()
 
     def _decode(self) -> Iterator[Samples]:
-        """Yield float32 blocks (n, channels), each freshly allocated."""
+        """Yield float32 blocks (n, channels), each valid until the next one is asked for."""
         if self._array is not None:
             for start in range(0, len(self._array), BLOCK_FRAMES):
                 yield _float_block(self._array[start : start + BLOCK_FRAMES])
             return
-        file, subtype = self._file, self.container.rpartition("/")[2]
-        shape = (BLOCK_FRAMES, self.channels)
-        if subtype == "PCM_16" and not self.container.startswith(
-            "FLAC"
-        ):  # as libsndfile scales, but vectorised
-            buffer = np.empty(shape, np.int16)
-            while self._failure is None and (count := self._read(file, buffer)):
-                yield np.multiply(buffer[:count], np.float32(1 / 32768), dtype=np.float32)
-            return
+        block = np.empty((BLOCK_FRAMES, self.channels), np.float32)
+        lossless = self.container.endswith("/PCM_16") and not self.container.startswith("FLAC")
+        integers = np.empty(block.shape, np.int16) if lossless else None
         while self._failure is None:
-            block = np.full(shape, np.nan, np.float32)  # what a failing read leaves untouched stays NaN
-            count = self._read(file, block)
-            if not count:
+            count = self._read(block if integers is None else integers)
+            if count == 0:
                 return
-            yield _flushed(block[:count])
+            if integers is not None:  # scaled as libsndfile does it, 8 times faster
+                np.multiply(integers[:count], np.float32(1 / 32768), out=block[:count])
+            yield block[:count]
 
-    def _read(self, file: Any, buffer: npt.NDArray[Any]) -> int:
-        """Return how many good frames are in ``buffer``; sets ``_failure`` where the decoder gave up."""
+    def _read(self, buffer: Array) -> int:
+        """Return how many good frames are now in ``buffer``; sets ``_failure`` where the decoder gave up."""
+        assert self._file is not None
+        recoverable = self.container.startswith(("FLAC", "OGG", "MP3"))
+        if recoverable:
+            buffer.fill(np.nan)  # what a failing read leaves untouched stays NaN
         try:
-            return len(file.read(out=buffer))
+            return len(self._file.read(out=buffer))
         except (soundfile.SoundFileError, ValueError, OverflowError) as error:
             self._failure = str(getattr(error, "error_string", error))
-            if buffer.dtype != np.float32:
-                return 0
             unread = np.isnan(buffer[:, -1])
-            return int(np.argmax(unread)) if unread.any() else len(buffer)
+            return int(np.argmax(unread)) if recoverable and unread.any() else 0
 
     def _finish(self) -> None:
         """Judge the whole: lengths against the header, then quality; raises where nothing useful came out."""
@@ -415,15 +388,29 @@ class Reader:
             wanted = f"at least {self.limits.min_seconds:g} s"
             raise self._error(f"{frames} samples at {self.source_rate} Hz", "too_short", wanted=wanted)
         slack = 4096 if self.container.startswith("MP3") else 0  # encoder delay and padding
-        if self._failure is not None or (self._promised or 0) - slack > frames:
+        promised = self._promised
+        if frames < promised - slack if promised is not None else self._failure is not None:
             found.add("truncated")
-        elif self._promised is not None and frames > self._promised + slack and "truncated" not in found:
+        elif promised is not None and frames > promised + slack and "truncated" not in found:
             found.add("header_length_wrong")
         found |= self._checks.flags()
         if self.strict and found & FAULTS:
             raise self._error(
                 ", ".join(sorted(found & FAULTS)), "corrupt_audio", cause="refused because of strict"
             )
+
+    def _whole_recording(self) -> Samples:
+        """Return all blocks as one array, whose memory follows what was decoded, not what was promised."""
+        expected = (self._promised or BLOCK_FRAMES) * self.sample_rate // self.source_rate + 1
+        out, n = np.empty(min(expected, PREALLOCATED), np.float32), 0
+        for block in self._blocks:
+            if n + len(block) > len(out):
+                grown = np.empty(max(n + len(block), 2 * len(out)), np.float32)
+                grown[:n] = out[:n]
+                out = grown
+            out[n : n + len(block)] = block
+            n += len(block)
+        return out[:n] if 8 * n > 7 * len(out) else out[:n].copy()
 
 
 def _whole(rate: Any) -> int:
@@ -434,24 +421,15 @@ def _whole(rate: Any) -> int:
         return -1
 
 
-def _float_block(block: npt.NDArray[Any]) -> Samples:
+def _float_block(block: Array) -> Samples:
     """Return a new float32 copy; integers are scaled to [-1, 1)."""
-    if block.dtype.kind == "f":
+    kind, size = block.dtype.kind, block.dtype.itemsize
+    if kind == "f":
         with np.errstate(over="ignore", under="ignore"):
-            return _flushed(block.astype(np.float32, order="C"))
-    half = 1 << (8 * block.dtype.itemsize - 1)
-    if block.dtype.itemsize < 4:
-        middle = half if block.dtype.kind == "u" else 0
-        scaled = (block.astype(np.float32, order="C") - np.float32(middle)) * np.float32(1 / half)
-    else:
-        scaled = (block.astype(np.float64, order="C") - (half if block.dtype.kind == "u" else 0)) / half
-    return scaled.astype(np.float32, copy=False)
-
-
-def _flushed(block: Samples) -> Samples:
-    """Set denormal numbers to 0 in place: they are inaudible and slow every later step."""
-    block[np.abs(block) < np.finfo(np.float32).tiny] = 0
-    return block
+            return block.astype(np.float32, order="C")
+    half = 1 << (8 * size - 1)
+    wide: Array = block.astype(np.float64 if size == 4 else np.float32, order="C")
+    return ((wide - (half if kind == "u" else 0)) * (1 / half)).astype(np.float32, copy=False)
 
 
 def load(
@@ -462,7 +440,7 @@ def load(
     strict: bool = False,
     array_rate: int | None = None,
 ) -> Audio:
-    """Return the whole recording as mono float32 at ``sample_rate``: all blocks of `Reader`, whose arguments it has.
+    """Return the whole recording as mono float32 at ``sample_rate``; arguments as of `Reader`.
 
     Raises:
         AudioError: with a code of `AUDIO_CODES`.
@@ -472,32 +450,25 @@ def load(
         source, sample_rate=sample_rate, limits=limits, strict=strict, array_rate=array_rate
     ) as reader:
         try:
-            blocks = list(reader)
-            samples = (
-                blocks[0]
-                if len(blocks) == 1
-                else np.concatenate(blocks)
-                if blocks
-                else np.zeros(0, np.float32)
-            )
+            samples = reader._whole_recording()
         except MemoryError:
             raise reader._error("does not fit in memory", "file_too_large") from None
         return Audio(
-            samples,
-            reader.sample_rate,
-            reader.source_rate,
-            reader.channels,
-            reader.duration_s,
-            reader.flags,
-            reader.container,
+            samples=samples,
+            sample_rate=reader.sample_rate,
+            source_rate=reader.source_rate,
+            channels=reader.channels,
+            duration_s=reader.duration_s,
+            flags=reader.flags,
+            container=reader.container,
         )
 
 
 def windows(samples: Samples, *, window_samples: int, hop_samples: int) -> Samples:
-    """Return ``samples`` cut into windows, (n_windows, window_samples) float32, read-only where no copy was needed.
+    """Return ``samples`` cut into windows, (n_windows, window_samples) float32, read-only.
 
-    Window k starts at ``k * hop_samples`` and is kept if k is 0 or at least half of it holds samples; the rest of it
-    is zeros.
+    Window k starts at ``k * hop_samples`` and is kept if k is 0 or at least half of it holds samples; the rest
+    of it is zeros. Only a last window that needs zeros costs a copy.
 
     Raises:
         ConfigError: not one-dimensional, or a length below 1.
@@ -531,18 +502,14 @@ def scan(
 ) -> Iterator[Found]:
     """Yield the recordings under ``paths``, each file once (by device and inode), sorted within folders.
 
-    Files are taken as they are, even when missing (`load` then says so); folders are walked for the endings in
-    ``patterns``, without ``._*`` (macOS metadata); other names with ``* ? [`` are glob patterns (``**`` recurses).
-    Links out of the folder, or out of ``root`` where given, are `outside_root`; loops end.
+    Files are taken as they are, even when missing (`load` then says so); folders are walked for the endings
+    in ``patterns``, without ``._*`` (macOS metadata); other names with ``* ? [`` are glob patterns (``**``
+    recurses). Links out of the folder, or out of ``root`` where given, are `outside_root`; loops end.
     """
     seen: set[tuple[int, int]] = set()
-    for path in map(os.fspath, paths):
-        found = (
-            [path]
-            if os.path.lexists(path) or not glob.has_magic(path)
-            else sorted(glob.glob(path, recursive=True))
-        )
-        for one in found or [path]:
+    for path in [os.fsdecode(path) for path in paths]:
+        literal = os.path.lexists(path) or not glob.has_magic(path)
+        for one in [path] if literal else sorted(glob.glob(path, recursive=True)) or [path]:
             fence = os.path.realpath(root if root is not None else one)
             if os.path.isdir(one) and (root is None or _inside(one, fence)):
                 yield from _walk(one, fence, patterns, seen)
@@ -579,9 +546,11 @@ def _walk(folder: str, fence: str, patterns: tuple[str, ...], seen: set[tuple[in
 def _one(path: str, fence: str | None, seen: set[tuple[int, int]], *, listed: bool) -> Iterator[Found]:
     try:
         status = os.stat(path)
-    except (OSError, ValueError) as error:
-        failed = isinstance(error, OSError) and not listed
-        yield Found(Path(path), path_error(repr(path), error) if failed else None)  # type: ignore[arg-type]
+    except ValueError:  # a NUL byte; load says not_found
+        yield Found(Path(path))
+        return
+    except OSError as error:
+        yield Found(Path(path), None if listed else path_error(repr(path), error))
         return
     if fence is not None and not _inside(path, fence):
         yield Found(Path(path), _outside(path))
@@ -597,14 +566,14 @@ def _outside(path: str) -> AudioError:
 
 
 def open_input(source: Any, max_bytes: int | None) -> Input:
-    """Return the opened source: path, ``-`` for stdin, bytes-like or binary file object (from its current position).
+    """Return the opened source: path, ``-`` for stdin, bytes-like, or binary file object from its position on.
 
-    Paths are opened once, without blocking, and checked on the descriptor, so that FIFOs and devices neither hang
-    nor are raced. Pipes are spooled.
+    Paths are opened once, without blocking, and checked on the descriptor, so that FIFOs and devices neither
+    hang nor are raced. Pipes are spooled.
 
     Raises:
-        AudioError: ``not_found``, ``not_regular_file``, ``symlink_loop``, ``permission_denied``, ``io_error``,
-            ``file_too_large``, ``empty_file``.
+        AudioError: ``not_found``, ``not_regular_file``, ``symlink_loop``, ``permission_denied``,
+            ``io_error``, ``file_too_large``, ``empty_file``.
         ConfigError: the source is of no accepted type.
     """
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -622,9 +591,7 @@ def open_input(source: Any, max_bytes: int | None) -> Input:
         )
     if max_bytes is not None and opened.size > max_bytes:
         opened.close()
-        raise AudioError(
-            f"{opened.name}: {opened.size} bytes", wanted=f"at most {max_bytes}", code="file_too_large"
-        )
+        raise _too_large(opened.name, max_bytes)
     if opened.size <= 0:
         opened.close()
         raise AudioError(f"{opened.name}: 0 bytes", wanted=ACCEPTED, code="empty_file")
@@ -640,36 +607,35 @@ def open_input(source: Any, max_bytes: int | None) -> Input:
 
 def _open_path(path: str) -> Input:
     name = repr(path)
-    flags = (
-        os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_NOCTTY", 0)
-    )
+    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
     try:
         descriptor = os.open(path, flags)
     except ValueError:  # NUL byte, or characters that the file system encoding lacks
         raise AudioError(f"{name}: no such file", wanted="a path to a recording", code="not_found") from None
     except OSError as error:
         raise path_error(name, error) from None
-    file = os.fdopen(descriptor, "rb", buffering=0, closefd=True) if _is_regular(descriptor) else None
-    if file is None:
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
         os.close(descriptor)
         raise AudioError(f"{name}: not a regular file", wanted="a recording", code="not_regular_file")
-    return Input(name, os.fstat(descriptor).st_size, None, file, True, path)
+    file = os.fdopen(descriptor, "rb", buffering=0)
+    return Input(name, status.st_size, None, file, True, path)
+
+
+PATH_CODES = {
+    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG), "not_found"),
+    **dict.fromkeys((errno.ENXIO, errno.ENODEV, errno.EISDIR), "not_regular_file"),
+    **dict.fromkeys((errno.EACCES, errno.EPERM), "permission_denied"),
+    errno.ELOOP: "symlink_loop",
+}
 
 
 def path_error(name: str, error: OSError) -> AudioError:
     """Return the `AudioError` for an `OSError` on the way to a file."""
-    missing = dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG), "not_found")
-    denied = dict.fromkeys((errno.EACCES, errno.EPERM), "permission_denied")
-    special = dict.fromkeys((errno.ENXIO, errno.ENODEV, errno.EISDIR), "not_regular_file")
-    codes = {**missing, **denied, **special, errno.ELOOP: "symlink_loop"}
-    code = codes.get(error.errno or 0, "io_error")
+    code = PATH_CODES.get(error.errno or 0, "io_error")
     return AudioError(
         f"{name}: {error.strerror or type(error).__name__}", wanted="a readable recording", code=code
     )
-
-
-def _is_regular(descriptor: int) -> bool:
-    return stat.S_ISREG(os.fstat(descriptor).st_mode)
 
 
 def _open_file(file: IO[bytes], max_bytes: int | None) -> Input:
@@ -686,11 +652,13 @@ def _open_file(file: IO[bytes], max_bytes: int | None) -> Input:
             spool.write(chunk)
             if spool.tell() > limit:
                 spool.close()
-                raise AudioError(
-                    f"{name}: over {limit} bytes", wanted=f"at most {limit}", code="file_too_large"
-                )
-        return Input(name, spool.tell(), None, spool, True)  # type: ignore[arg-type]
+                raise _too_large(name, limit)
+        return Input(name, spool.tell(), None, spool, True)
     except TypeError:
         raise ConfigError(f"{name} gives text", wanted="a file object opened in binary mode") from None
     except (OSError, ValueError) as error:
         raise AudioError(f"{name}: {error!r}", wanted="a readable recording", code="io_error") from None
+
+
+def _too_large(name: str, limit: int) -> AudioError:
+    return AudioError(f"{name}: too many bytes", wanted=f"at most {limit} bytes", code="file_too_large")

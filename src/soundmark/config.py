@@ -1,8 +1,9 @@
 """Frozen config types, one comment per field: the only place where defaults live.
 
-A *preset* is a TOML file with some of these sections; what it leaves out has the default written here. Unknown
-keys, wrong types, impossible values (``fmax`` above Nyquist, ``hop_length > n_fft`` ...) and non-finite numbers are
-refused by name. Command line options, `--print-config` and the file written beside every output all come from here.
+A *preset* is a TOML file with some of these sections; what it leaves out has the default written here.
+Unknown keys, wrong types, impossible values (``fmax`` above Nyquist, ``hop_length`` above ``win_length`` ...)
+and non-finite numbers are refused by name. Command line options, `--print-config` and the file written beside
+every output all come from here.
 """
 
 from __future__ import annotations
@@ -30,6 +31,12 @@ NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
 Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
 
 
+def _numbers(values: Any) -> tuple[Any, ...]:
+    if isinstance(values, dict):
+        return tuple(values.values())
+    return values if isinstance(values, tuple) else (values,)
+
+
 class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Base of all config types: frozen, keyword-only, unknown keys refused, every number finite."""
 
@@ -45,7 +52,7 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Raise `ValueError` naming every key of an impossible combination."""
 
 
-class AudioLimits(Config):
+class AudioLimits(Config, frozen=True, kw_only=True):
     """What the loader accepts. Limits are on decoded samples and seconds, never on header promises."""
 
     max_seconds: PositiveFloat = 600.0  # longest recording that is decoded whole, in seconds
@@ -63,26 +70,26 @@ class AudioLimits(Config):
             raise ValueError("`min_seconds` must be below `max_seconds`")
 
 
-class FrontendConfig(Config):
+class FrontendConfig(Config, frozen=True, kw_only=True):
     """Samples to features. Everything that changes a feature value is in here and in the bundle's fingerprint."""
 
     kind: Literal["logmel", "mfcc", "spectrogram", "wave"] = "logmel"  # what the features are
-    sample_rate: Annotated[int, msgspec.Meta(gt=0, le=768_000)] = 44_100  # Hz; audio is brought to this rate by soxr HQ
-    level: Literal["none", "peak"] = "none"  # "peak": each window is scaled to a peak of 1 first (not for streams)
+    sample_rate: Annotated[int, msgspec.Meta(gt=0, le=768_000)] = 44_100  # Hz; audio is brought to it
+    level: Literal["none", "peak"] = "none"  # "peak": each window is scaled to peak 1 first (not for streams)
     n_fft: Annotated[int, msgspec.Meta(gt=0, le=32_768)] = 1024  # FFT length in samples, even
     win_length: Positive | None = None  # periodic window in samples, None for n_fft; zero-padded to n_fft
     hop_length: Positive = 441  # samples from one frame to the next
     window: Literal["hann", "hamming", "ones"] = "hann"  # periodic analysis window
-    center: bool = True  # pad half a window of zeros at both ends, so that frame i is centred on i * hop_length
+    center: bool = True  # half a window of zeros at both ends: frame i is centred on i * hop_length
     power: Literal[1, 2] = 2  # 1: magnitude spectrum, 2: power spectrum
     n_mels: Annotated[int, msgspec.Meta(gt=0, le=2048)] = 64  # mel bands
     fmin: NonNegativeFloat = 0.0  # Hz, lower edge of the first band
     fmax: PositiveFloat | None = None  # Hz, upper edge of the last band, None for half the sample rate
-    mel_scale: Literal["htk", "slaney"] = "htk"  # HTK: 2595 log10(1 + f/700); Slaney: linear to 1 kHz, then log
-    mel_norm: Literal["none", "slaney", "sum"] = "none"  # band weights: peak 1, unit area (Slaney), or unit sum
-    scale: Literal["linear", "db", "ln", "log10"] = "db"  # dB of max(x, offset); ln(x + offset); log10(1 + gain x)
-    offset: NonNegativeFloat = 1e-10  # see scale
-    gain: PositiveFloat = 1.0  # see scale; for "wave" the factor on the samples
+    mel_scale: Literal["htk", "slaney"] = "htk"  # HTK: 2595 log10(1 + f/700); Slaney: linear below 1 kHz
+    mel_norm: Literal["none", "slaney", "sum"] = "none"  # band weights: peak 1, unit area, or unit sum
+    scale: Literal["linear", "db", "ln", "log10"] = "db"  # how large values are compressed
+    offset: NonNegativeFloat = 1e-10  # "db": max(x, offset) in dB; "ln": ln(x + offset)
+    gain: PositiveFloat = 1.0  # "log10": log10(1 + gain x); for "wave" the factor on the samples
     n_mfcc: Positive = 13  # cepstral coefficients kept (orthonormal DCT-II over the bands)
     mean: float | tuple[float, ...] = 0.0  # fixed normalisation (x - mean) / std, one number or one per row
     std: float | tuple[float, ...] = 1.0  # see mean
@@ -110,20 +117,18 @@ class FrontendConfig(Config):
     def check(self) -> None:
         """Refuse impossible spectra, naming both keys."""
         if self.n_fft % 2:
-            raise ValueError(f"`n_fft` {self.n_fft} is odd, an even number is wanted (a power of two is fastest)")
+            raise ValueError(f"`n_fft` {self.n_fft} is odd, an even number is wanted (best a power of two)")
         if self.window_length > self.n_fft:
             raise ValueError(f"`win_length` {self.win_length} is above `n_fft` {self.n_fft}")
         if self.hop_length > self.window_length:
-            key = "n_fft" if self.win_length is None else "win_length"
-            raise ValueError(
-                f"`hop_length` {self.hop_length} is above `{key}` {self.window_length}: samples would be skipped"
-            )
+            above = f"`{'win_length' if self.win_length else 'n_fft'}` {self.window_length}"
+            raise ValueError(f"`hop_length` {self.hop_length} is above {above}: samples would be skipped")
         if self.top_hz > self.sample_rate / 2:
-            raise ValueError(f"`fmax` {self.top_hz:g} is above half of `sample_rate` ({self.sample_rate / 2:g} Hz)")
+            raise ValueError(f"`fmax` {self.top_hz:g} is above half of `sample_rate` {self.sample_rate}")
         if self.fmin >= self.top_hz:
             raise ValueError(f"`fmin` {self.fmin:g} is not below `fmax` {self.top_hz:g}")
         if self.kind in ("logmel", "mfcc") and self.n_mels > self.n_fft // 2 + 1:
-            raise ValueError(f"`n_mels` {self.n_mels} is above the {self.n_fft // 2 + 1} bins of `n_fft` {self.n_fft}")
+            raise ValueError(f"`n_mels` {self.n_mels} is above the number of bins of `n_fft` {self.n_fft}")
         if self.kind == "mfcc" and self.n_mfcc > self.n_mels:
             raise ValueError(f"`n_mfcc` {self.n_mfcc} is above `n_mels` {self.n_mels}")
         if self.kind == "mfcc" and self.scale == "linear":
@@ -140,7 +145,7 @@ class FrontendConfig(Config):
                 raise ValueError(f"`{name}` is outside 1e-30 ... 1e30, which float32 features can hold")
 
 
-class WindowConfig(Config):
+class WindowConfig(Config, frozen=True, kw_only=True):
     """How a recording is cut into windows. The last one is kept, zero-padded, if it holds half a window or is alone."""
 
     window_s: PositiveFloat = 5.0  # seconds given to the model at once
@@ -149,10 +154,10 @@ class WindowConfig(Config):
     def check(self) -> None:
         """Refuse windows that would skip audio."""
         if self.hop_s > self.window_s:
-            raise ValueError(f"`hop_s` {self.hop_s:g} is above `window_s` {self.window_s:g}: audio would be skipped")
+            raise ValueError(f"`hop_s` {self.hop_s:g} is above `window_s` {self.window_s:g}: skips audio")
 
 
-class DecisionConfig(Config):
+class DecisionConfig(Config, frozen=True, kw_only=True):
     """Logits to an answer: calibration, pooling over windows, and when to say "unknown"."""
 
     temperature: PositiveFloat = 1.0  # logits are divided by it before the softmax
@@ -161,7 +166,7 @@ class DecisionConfig(Config):
     label_thresholds: dict[str, Fraction] = {}  # per-label thresholds that replace `threshold`
 
 
-class NetworkConfig(Config):
+class NetworkConfig(Config, frozen=True, kw_only=True):
     """Which network, and its size. `kind` is a name in `soundmark.learn.networks`."""
 
     kind: str = "edge"  # architecture
@@ -169,7 +174,7 @@ class NetworkConfig(Config):
     dropout: Fraction = 0.2  # before the last layer
 
 
-class AugmentConfig(Config):
+class AugmentConfig(Config, frozen=True, kw_only=True):
     """What training does to a batch, in the feature domain: power is mixed before the logarithm."""
 
     mix_probability: Fraction = 0.8  # share of clips mixed with another one (mixup / between-class)
@@ -177,7 +182,7 @@ class AugmentConfig(Config):
     gain_db: NonNegativeFloat = 6.0  # uniform gain within plus-minus this many dB
     roll: Fraction = 1.0  # circular shift in time, up to this share of the clip
     tilt_db: NonNegativeFloat = 0.0  # random piecewise-linear equaliser, plus-minus this many dB per knot
-    stretch: Annotated[float, msgspec.Meta(ge=1)] = 1.0  # time axis resized by a factor within 1/stretch ... stretch
+    stretch: Annotated[float, msgspec.Meta(ge=1)] = 1.0  # time is resized by 1/stretch ... stretch
     shift_bands: NonNegative = 0  # mel rows shifted up or down by at most this many (a pitch shift)
     time_masks: NonNegative = 2  # SpecAugment: masks over time
     time_mask_frames: NonNegative = 40  # widest time mask in frames
@@ -185,7 +190,7 @@ class AugmentConfig(Config):
     freq_mask_rows: NonNegative = 10  # widest frequency mask in rows
 
 
-class TrainConfig(Config):
+class TrainConfig(Config, frozen=True, kw_only=True):
     """One fixed schedule: nothing is chosen on the test fold, the last epoch's averaged weights are the result."""
 
     epochs: Positive = 100  # passes over the training clips
@@ -195,17 +200,17 @@ class TrainConfig(Config):
     schedule: Literal["one-cycle", "constant"] = "one-cycle"  # learning rate over the run
     warmup: Fraction = 0.15  # share of the run in which the learning rate rises
     weight_decay: NonNegativeFloat = 0.02  # on weights of two or more dimensions
-    label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1  # share of the target spread over all labels
-    ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.995  # decay per step of the averaged weights, 0 for none
+    label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1  # share of the target spread evenly
+    ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.995  # decay of the averaged weights, 0: none
     clip_norm: NonNegativeFloat = 5.0  # gradients are scaled down to this norm, 0 for no limit
-    max_bad_batches: NonNegative = 5  # batches with a loss that is not finite are skipped up to here, then the run stops
+    max_bad_batches: NonNegative = 5  # this many non-finite losses are skipped, then the run stops
     seed: NonNegative = 0  # every random number of a run follows from it
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # arithmetic of the training steps
     devices: Positive = 1  # processes (GPUs or CPUs); more than one is DDP through Lightning Fabric
     num_nodes: Positive = 1  # machines
 
 
-class ExportConfig(Config):
+class ExportConfig(Config, frozen=True, kw_only=True):
     """Network to bundle: ONNX, batch norm folded, static per-channel int8."""
 
     quantize: bool = True  # int8 (QDQ, per channel); False ships fp32
@@ -216,7 +221,7 @@ class ExportConfig(Config):
     max_int8_disagreement: Fraction = 0.1  # share of golden windows whose top-1 may change, else export fails
 
 
-class Provenance(Config):
+class Provenance(Config, frozen=True, kw_only=True):
     """Where a preset comes from; copied into the model card."""
 
     reimplements: str = ""  # paper or repository that the preset follows
@@ -225,7 +230,7 @@ class Provenance(Config):
     pretrained: str = ""  # pretrained weights it starts from or learns from, with their licence
 
 
-class Preset(Config):
+class Preset(Config, frozen=True, kw_only=True):
     """A named, whole configuration of one system."""
 
     name: str = "edge"  # what outputs are called
@@ -267,7 +272,7 @@ def load_preset(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Pres
     except (ValueError, RecursionError) as error:  # ValueError: also an integer of more than 4300 digits
         raise ConfigError(f"{where} is not TOML: {error}", wanted="a TOML preset") from None
     if not tree:
-        raise ConfigError(f"{where} is empty", wanted="at least one key", cause="a file cut off while it was written")
+        raise ConfigError(f"{where} is empty", wanted="at least one key", cause="an interrupted write")
     for override in overrides:
         _apply(tree, override)
     return from_dict(tree, Preset, where=where)
@@ -345,12 +350,6 @@ def _refuse_unknown(tree: Mapping[str, Any], kind: type[Config], where: str, pre
         hint = known[key]
         if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
             _refuse_unknown(value, hint, where, f"{prefix}{key}.")
-
-
-def _numbers(values: Any) -> tuple[Any, ...]:
-    if isinstance(values, dict):
-        return tuple(values.values())
-    return values if isinstance(values, tuple) else (values,)
 
 
 def _drop_none(value: Any) -> Any:

@@ -1,9 +1,9 @@
 """The container of opened bytes and what its header promises, without decoding a sample.
 
-`Input` is what libsndfile reads through callbacks; it never raises there. `inspect` tells the container by its
-first bytes (names are not trusted) and walks chunk, page or frame headers, so that cut, lying and endless files are
-found: libsndfile 1.2.2 reads half a WAV, or none of one with data size 0, without a word (measured: RELIABILITY,
-section 2).
+`Input` is what libsndfile reads through callbacks; it never raises there. `inspect` tells the container by
+its first bytes (names are not trusted) and walks chunk, page or frame headers, so that cut, lying and endless
+files are found: libsndfile 1.2.2 reads half a WAV, or none of one with data size 0, without a word (measured:
+RELIABILITY, section 2).
 """
 
 from __future__ import annotations
@@ -269,8 +269,9 @@ def _riff(data: Input, kind: str, order: str) -> Header:
             if not seen:
                 break
             _measure(data, header, at, size, order, 0 if kind == "RF64" else UNKNOWN_LENGTH)
-            if size == 0 and "header_length_wrong" in header.flags:
-                there = data.size - at
+            there = data.size - at
+            whole_form = kind == "WAV" and struct.unpack(order + "I", data.peek(4, 4))[0] + 9 >= data.size
+            if "header_length_wrong" in header.flags and (size == 0 or whole_form):
                 data.patches[where] = struct.pack(
                     width, there + 24 if kind == "W64" else min(there, 0xFFFFFFFF)
                 )
@@ -285,7 +286,9 @@ def _measure(data: Input, header: Header, at: int, size: int, order: str, unknow
     there = data.size - at
     if size > there:
         header.flags.add("length_unknown" if 0 < unknown_from <= size < 1 << 32 else "truncated")
-    elif there - size > (JUNK_BYTES if size else 0) and not _is_chunk(data, at + size + size % 2, order):
+    elif there - size > (JUNK_BYTES if size else 0) and not (
+        _is_chunk(data, at + size, order) or _is_chunk(data, at + size + size % 2, order)
+    ):
         header.flags.add("header_length_wrong")
 
 

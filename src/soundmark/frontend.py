@@ -50,7 +50,9 @@ class Frontend:
         self.filters = mel_filters(config) if config.kind in ("logmel", "mfcc") else None  # (n_mels, n_bins)
         self.dct = _dct(config) if config.kind == "mfcc" else None  # (n_mfcc, n_mels)
         self._dft = None if config.kind == "wave" else _Dft(config.n_fft)
-        self._bands = None if self._dft is None or self.filters is None else self._dft.columns_of(self.filters)
+        self._bands: Array | None = None  # the filters, in the order in which the DFT returns bins
+        if self._dft is not None and self.filters is not None:
+            self._bands = self._dft.columns_of(self.filters)
         self._mean = np.asarray(config.mean, dtype=np.float32).reshape(-1, 1)  # (n_rows or 1, 1)
         self._std = np.asarray(config.std, dtype=np.float32).reshape(-1, 1)
 
@@ -72,7 +74,7 @@ class Frontend:
 
     def __call__(self, samples: Array) -> Array:
         """Return the features of ``samples`` (n_samples,): compressed, normalised, ``(n_rows, n_frames)``."""
-        return self.finish(self.linear(samples))
+        return self.finish(self.linear(samples))  # type: ignore[no-any-return]
 
     def linear(self, samples: Array) -> Array:
         """Return what can be mixed by addition (band power or magnitude, or the wave): ``(n_linear, n_frames)``.
@@ -167,7 +169,8 @@ class _Dft:
             np.block([[second.real, second.imag], [-second.imag, second.real]])
         )
         k = (k1[:, None] + rows * k2).ravel()
-        _, self.position = np.unique(np.minimum(k, n_fft - k), return_index=True)  # column of each bin 0 ... n_fft/2
+        # position: in which column each bin 0 ... n_fft / 2 stands
+        _, self.position = np.unique(np.minimum(k, n_fft - k), return_index=True)
 
     def power(self, frames: Array) -> Array:
         """Return ``(n_frames, n_columns)`` squared magnitudes of ``frames`` (n_frames, n_fft), in `position` order."""
@@ -239,7 +242,8 @@ def mel_filters(config: FrontendConfig) -> Array:
         ConfigError: a band holds no bin (too many bands for this ``n_fft``).
     """
     bins_hz = np.arange(config.n_fft // 2 + 1) * (config.sample_rate / config.n_fft)
-    edges = np.linspace(*_hz_to_mel(np.array([config.fmin, config.top_hz]), config.mel_scale), config.n_mels + 2)
+    low, high = _hz_to_mel(np.array([config.fmin, config.top_hz]), config.mel_scale)
+    edges = np.linspace(low, high, config.n_mels + 2)
     edges_hz = _mel_to_hz(edges, config.mel_scale)
     rising = (bins_hz - edges_hz[:-2, None]) / np.diff(edges_hz)[:-1, None]
     falling = (edges_hz[2:, None] - bins_hz) / np.diff(edges_hz)[1:, None]
@@ -272,7 +276,7 @@ def _mono(samples: Array) -> Array:
 
 
 def _window(config: FrontendConfig) -> Array:
-    n = np.arange(config.window_length) / config.window_length  # periodic: the next period starts after the end
+    n = np.arange(config.window_length) / config.window_length  # periodic: n = 1 would start the next period
     floor = {"hann": 0.5, "hamming": 0.54, "ones": 1.0}[config.window]
     return (floor - (1.0 - floor) * np.cos(2 * np.pi * n)).astype(np.float32)
 
@@ -282,7 +286,7 @@ def _dct(config: FrontendConfig) -> Array:
     k, n = np.arange(config.n_mfcc)[:, None], np.arange(config.n_mels)[None, :]
     basis = np.sqrt(2.0 / config.n_mels) * np.cos(np.pi * k * (2 * n + 1) / (2 * config.n_mels))
     basis[0] *= np.sqrt(0.5)
-    return basis.astype(np.float32)
+    return _float32(basis)
 
 
 def _dct_rows(dct: Any, x: Any) -> Any:
@@ -295,10 +299,9 @@ def _dct_rows(dct: Any, x: Any) -> Any:
 
 def _hz_to_mel(hz: npt.NDArray[np.float64], scale: str) -> npt.NDArray[np.float64]:
     if scale == "htk":
-        return 2595.0 * np.log10(1.0 + hz / 700.0)  # type: ignore[no-any-return]
+        return 2595.0 * np.log10(1.0 + hz / 700.0)
     linear = hz * 3.0 / 200.0
-    with np.errstate(divide="ignore"):
-        log = 15.0 + np.log(np.maximum(hz, 1e-12) / 1000.0) * (27.0 / np.log(6.4))
+    log = 15.0 + np.log(np.maximum(hz, 1e-12) / 1000.0) * (27.0 / np.log(6.4))
     return np.where(hz < 1000.0, linear, log)
 
 

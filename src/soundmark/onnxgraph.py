@@ -18,8 +18,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.message import DecodeError
+from google.protobuf import (  # type: ignore[import-untyped]
+    descriptor_pb2,
+    descriptor_pool,
+    message_factory,
+)
+from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
 
 from soundmark.errors import BundleError
 
@@ -34,12 +38,14 @@ MAX_FIELDS = 1_000_000
 # Left out on purpose: what allocates by a number in the file (ConstantOfShape, Range, Expand, Tile, Resize, OneHot,
 # RandomNormal ...), subgraphs (If, Loop, Scan), state and strings. Dropout belongs to training.
 ALLOWED_OPS = frozenset(
-    "Abs Add ArgMax AveragePool BatchNormalization Cast Ceil Clip Concat Constant Conv DequantizeLinear Div Elu Equal "
-    "Erf Exp Flatten Floor Gather Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GroupNormalization HardSigmoid "
-    "HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less Log LogSoftmax MatMul Max MaxPool Mean "
-    "Min Mish Mul Neg PRelu Pad Pow QuantizeLinear Reciprocal ReduceL2 ReduceLogSumExp ReduceMax ReduceMean ReduceMin "
-    "ReduceSum ReduceSumSquare Relu Reshape Selu Shape Sigmoid Slice Softmax Softplus Softsign Split Sqrt Squeeze Sub "
-    "Sum Tanh TopK Transpose Unsqueeze Where".split()
+    """
+    Abs Add ArgMax AveragePool BatchNormalization Cast Ceil Clip Concat Constant Conv DequantizeLinear Div Elu Equal
+    Erf Exp Flatten Floor Gather Gelu Gemm GlobalAveragePool GlobalMaxPool Greater GroupNormalization HardSigmoid
+    HardSwish Identity InstanceNormalization LayerNormalization LeakyRelu Less Log LogSoftmax MatMul Max MaxPool
+    Mean Min Mish Mul Neg PRelu Pad Pow QuantizeLinear Reciprocal ReduceL2 ReduceLogSumExp ReduceMax ReduceMean
+    ReduceMin ReduceSum ReduceSumSquare Relu Reshape Selu Shape Sigmoid Slice Softmax Softplus Softsign Split Sqrt
+    Squeeze Sub Sum Tanh TopK Transpose Unsqueeze Where
+    """.split()  # noqa: SIM905
 )
 
 _DTYPES = {  # TensorProto.DataType -> (numpy name, bytes per value, field that holds values when raw_data does not)
@@ -115,7 +121,7 @@ def _build() -> Any:
             if not field.options.packed:
                 field.ClearField("options")
     pool = descriptor_pool.DescriptorPool()
-    pool.Add(file)  # type: ignore[no-untyped-call, unused-ignore]
+    pool.Add(file)
     return pool.FindMessageTypeByName("soundmark.onnx.ModelProto")
 
 

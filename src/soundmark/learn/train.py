@@ -16,6 +16,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -103,6 +104,7 @@ def train(
         "soundmark": soundmark.__version__,
         "torch": torch.__version__.split("+")[0],
         "data": dataset.name,
+        "data_root": str(dataset.root.absolute()),
         "data_digest": train_set.digest(),
         "labels": list(dataset.labels),
         "train_folds": list(folds),
@@ -129,7 +131,7 @@ def _fit(
         accelerator="auto", devices=config.devices, num_nodes=config.num_nodes, precision=config.precision
     )
     fabric.launch()
-    linear = torch.from_numpy(store.linear[:])  # (n_windows, n_linear, n_frames)
+    linear = torch.from_numpy(np.array(store.linear))  # (n_windows, n_linear, n_frames)
     targets = torch.tensor(train_set.targets)[torch.from_numpy(store.clip_of)]
     one_hot = nn.functional.one_hot(targets, len(train_set.labels)).float()
 
@@ -263,10 +265,11 @@ def _window_samples(preset: Preset) -> int:
 
 def _claim(out: Path, preset: Preset, info: dict[str, Any]) -> None:
     """Mark ``out`` as this run's, or refuse if it is another's, showing the difference."""
-    mine = {**info, "preset": to_dict(preset)}
+    same = [key for key in info if key != "data_root"]  # the same data may have moved
+    mine = {**{key: info[key] for key in same}, "preset": to_dict(preset)}
     if (out / "run.json").exists():
         there = open_run(out)
-        theirs = {**{key: there.info.get(key) for key in info}, "preset": to_dict(there.preset)}
+        theirs = {**{key: there.info.get(key) for key in same}, "preset": to_dict(there.preset)}
         differing = _differences(theirs, mine)
         if differing:
             raise TrainingError(

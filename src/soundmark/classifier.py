@@ -1,0 +1,337 @@
+"""The one place where audio, front end, runtime and postprocess meet: `Classifier`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from soundmark import __version__, audio, bundle
+from soundmark.bundle import Bundle, Golden, Manifest
+from soundmark.config import AudioLimits, FrontendConfig, WindowConfig, to_dict
+from soundmark.errors import AudioError, BundleError
+from soundmark.frontend import FRONTEND_VERSION, Frontend, fingerprint
+from soundmark.postprocess import Failure, Prediction, decide, softmax
+from soundmark.runtime import Runtime
+
+BATCH_WINDOWS = 8
+"""Windows whose features are held at once, so that memory does not grow with a recording's features."""
+FEATURE_TOLERANCE = 1e-3
+"""Largest accepted difference of a golden feature, absolute and relative: BLAS builds round differently."""
+LOGIT_TOLERANCE = 0.5
+"""Largest accepted difference of the golden logits, as a share of their spread (int8 differs between CPUs)."""
+
+Array = npt.NDArray[np.float32]
+
+
+class Classifier:
+    """Labels for recordings, from one verified bundle. Safe to share between threads.
+
+    >>> Classifier.load().classify("dog.wav").label  # doctest: +SKIP
+    'dog'
+
+    Args:
+        verified: a bundle from `bundle.read`.
+        threads: threads of one model run.
+
+    Raises:
+        BundleError: ``frontend_mismatch``, ``golden_mismatch``, or what `Runtime` refuses.
+    """
+
+    def __init__(self, verified: Bundle, *, threads: int = 1) -> None:
+        manifest = verified.manifest
+        _check_fingerprint(manifest)
+        self._bundle, self._labels = verified, manifest.labels
+        self._window, self._hop = manifest.window_samples, manifest.hop_samples
+        self._frontend = Frontend(manifest.frontend)
+        self._runtime = Runtime(
+            verified.model,
+            input_shape=self._frontend.shape(self._window),
+            n_labels=len(manifest.labels),
+            threads=threads,
+            name=manifest.name,
+        )
+        _check_golden(manifest, self._frontend, self._runtime)
+
+    @classmethod
+    def load(cls, model: str | os.PathLike[str] | None = None, *, threads: int = 1) -> Classifier:
+        """Return the classifier of a bundle directory or of a shipped model; None is the default model.
+
+        Raises:
+            BundleError: see `bundle.read` and `Classifier`.
+        """
+        return cls(bundle.read(model), threads=threads)
+
+    @classmethod
+    def from_bundle(cls, verified: Bundle, *, threads: int = 1) -> Classifier:
+        """Return the classifier of a bundle that is already read."""
+        return cls(verified, threads=threads)
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names in the order of the scores."""
+        return self._labels
+
+    @property
+    def name(self) -> str:
+        """Name of the model."""
+        return self._bundle.manifest.name
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names this model: labels, front end, decision and weights."""
+        return self._bundle.digest
+
+    @property
+    def manifest(self) -> Manifest:
+        """What ``bundle.json`` says."""
+        return self._bundle.manifest
+
+    @property
+    def bundle(self) -> Bundle:
+        """The bundle behind this classifier."""
+        return self._bundle
+
+    @property
+    def sample_rate(self) -> int:
+        """Rate in Hz that recordings are brought to."""
+        return self._bundle.manifest.frontend.sample_rate
+
+    @property
+    def window_samples(self) -> int:
+        """Samples of one window at `sample_rate`."""
+        return self._window
+
+    @property
+    def hop_samples(self) -> int:
+        """Samples from one window to the next."""
+        return self._hop
+
+    @property
+    def frontend(self) -> Frontend:
+        """The front end, rebuilt from the bundle."""
+        return self._frontend
+
+    @property
+    def runtime(self) -> Runtime:
+        """The session."""
+        return self._runtime
+
+    def classify(
+        self,
+        source: audio.Source,
+        *,
+        top_k: int = 3,
+        limits: AudioLimits | None = None,
+        strict: bool = False,
+        array_rate: int | None = None,
+        name: str | None = None,
+    ) -> Prediction:
+        """Return what is heard in one recording.
+
+        Args:
+            source: path, bytes, binary file or array.
+            top_k: how many labels to list.
+            limits: what the loader accepts; None for `AudioLimits()`.
+            strict: refuse damaged recordings instead of flagging them.
+            array_rate: sample rate in Hz of an array without one.
+            name: what to call the source in the result; None for its path.
+
+        Raises:
+            AudioError: the recording cannot be used; see `errors.AUDIO_CODES`.
+            BundleError: the model failed.
+        """
+        start = perf_counter()
+        heard = audio.load(
+            source,
+            sample_rate=self.sample_rate,
+            limits=limits or _LIMITS,
+            strict=strict,
+            array_rate=array_rate,
+        )
+        decoded = perf_counter()
+        logits, frontend_s, model_s = self._logits(heard.samples)
+        flags = heard.flags
+        if heard.samples.size + self._frontend.config.hop_length < self._window:
+            flags = tuple(sorted({*flags, "short"}))
+        answer = decide(
+            logits, labels=self._labels, decision=self._bundle.manifest.decision, flags=flags, top_k=top_k
+        )
+        return Prediction(
+            source=source_name(source) if name is None else name,
+            label=answer.label,
+            score=answer.score,
+            labels=answer.labels,
+            flags=flags,
+            unknown=answer.unknown,
+            reason=answer.reason,
+            duration_s=heard.duration_s,
+            n_windows=len(logits),
+            timing_ms={
+                "decode": (decoded - start) * 1e3,
+                "frontend": frontend_s * 1e3,
+                "model": model_s * 1e3,
+                "total": (perf_counter() - start) * 1e3,
+            },
+            model=self.name,
+            model_digest=self.digest,
+            scores=answer.scores,
+            logits=logits,
+        )
+
+    def classify_many(
+        self,
+        sources: Iterable[audio.Source],
+        *,
+        top_k: int = 3,
+        limits: AudioLimits | None = None,
+        strict: bool = False,
+        array_rate: int | None = None,
+    ) -> Iterator[Prediction | Failure]:
+        """Yield one row per source, lazily and in order; an `AudioError` is a `Failure` row.
+
+        Raises:
+            BundleError: the model failed; no further row would be better.
+        """
+        for source in sources:
+            try:
+                yield self.classify(source, top_k=top_k, limits=limits, strict=strict, array_rate=array_rate)
+            except AudioError as error:
+                yield Failure.of(source_name(source), error)
+
+    def features(
+        self,
+        source: audio.Source,
+        *,
+        limits: AudioLimits | None = None,
+        strict: bool = False,
+        array_rate: int | None = None,
+    ) -> Array:
+        """Return the features ``(n_windows, n_rows, n_frames)`` that `classify` gives to the model."""
+        heard = audio.load(
+            source,
+            sample_rate=self.sample_rate,
+            limits=limits or _LIMITS,
+            strict=strict,
+            array_rate=array_rate,
+        )
+        return np.stack([self._frontend(window) for window in self.windows(heard.samples)])
+
+    def windows(self, samples: Array) -> Array:
+        """Return ``samples`` (n,) at `sample_rate` cut as the bundle says: ``(n_windows, window_samples)``."""
+        return audio.windows(samples, window_samples=self._window, hop_samples=self._hop)
+
+    def logits(self, samples: Array) -> Array:
+        """Return ``(n_windows, n_labels)`` for mono ``samples`` (n,) at `sample_rate`."""
+        return self._logits(samples)[0]
+
+    def _logits(self, samples: Array) -> tuple[Array, float, float]:
+        """Return the logits and the seconds that the front end and the model took."""
+        windows = self.windows(samples)
+        parts, frontend_s, model_s = [], 0.0, 0.0
+        for first in range(0, len(windows), BATCH_WINDOWS):
+            start = perf_counter()
+            features = np.stack([self._frontend(one) for one in windows[first : first + BATCH_WINDOWS]])
+            middle = perf_counter()
+            parts.append(self._run(features))
+            end = perf_counter()
+            frontend_s, model_s = frontend_s + middle - start, model_s + end - middle
+        return parts[0] if len(parts) == 1 else np.concatenate(parts), frontend_s, model_s
+
+    def _run(self, features: Array) -> Array:
+        try:
+            return self._runtime.logits(features)
+        except BundleError as error:
+            if error.code != "nonfinite_logits":
+                raise
+            # The golden window went well, so it is this recording: one file must not end a batch.
+            raise AudioError(
+                "samples so large that the model's answer is not finite",
+                wanted="samples within about -1 ... 1",
+                cause="integers stored as floating point",
+                code="sample_out_of_range",
+            ) from None
+
+
+_LIMITS = AudioLimits()
+
+
+def source_name(source: audio.Source) -> str:
+    """Return what results call a source: its path, the name of a file object, ``<bytes>`` or ``<array>``."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return "<bytes>"
+    if isinstance(source, (tuple, np.ndarray)):
+        return "<array>"
+    name: Any = getattr(source, "name", None)
+    return name if isinstance(name, str) else "<stream>"
+
+
+def golden(frontend: FrontendConfig, window: WindowConfig, model: bytes, *, n_labels: int) -> Golden:
+    """Return the golden values of a model, for its `Manifest`; called once, by export.
+
+    Raises:
+        BundleError: the model does not fit the front end or the labels.
+    """
+    stage = Frontend(frontend)
+    signal = bundle.golden_signal(frontend.sample_rate, round(window.window_s * frontend.sample_rate))
+    features = stage(signal)
+    runtime = Runtime(model, input_shape=stage.shape(signal.size), n_labels=n_labels, name="exported model")
+    flat = features.ravel()
+    return Golden(
+        features=tuple(flat[bundle.golden_indices(flat.size)].tolist()),
+        logits=tuple(runtime.logits(features[None])[0].tolist()),
+    )
+
+
+def _check_fingerprint(manifest: Manifest) -> None:
+    here = fingerprint(manifest.frontend)
+    if here != manifest.frontend_fingerprint:
+        raise BundleError(
+            f"{manifest.name}: front end {manifest.frontend_fingerprint[:12]} in the bundle "
+            f"(by {manifest.created_by}), "
+            f"{here[:12]} here (soundmark {__version__}, front end version {FRONTEND_VERSION}), "
+            f"for the parameters {to_dict(manifest.frontend)}",
+            wanted="the front end that the model was trained with",
+            cause="the parameters were changed after training, or the code computes other features: export again",
+            code="frontend_mismatch",
+        )
+
+
+def _check_golden(manifest: Manifest, frontend: Frontend, runtime: Runtime) -> None:
+    """Refuse a bundle whose features or answers on the golden window are not what its exporter saw."""
+
+    def refuse(saw: str, wanted: str) -> BundleError:
+        cause = "damaged or mixed-up weights or labels, or a library that computes differently here"
+        return BundleError(f"{manifest.name}: {saw}", wanted=wanted, cause=cause, code="golden_mismatch")
+
+    expected = manifest.golden
+    features = frontend(bundle.golden_signal(frontend.config.sample_rate, manifest.window_samples))
+    found = features.ravel()[bundle.golden_indices(features.size)]
+    wanted = np.asarray(expected.features)
+    off = np.abs(found - wanted) / (1.0 + np.abs(wanted))
+    worst = int(off.argmax())
+    if not off[worst] <= FEATURE_TOLERANCE:
+        raise refuse(f"golden feature {worst} is {found[worst]:.6g}", f"{wanted[worst]:.6g}")
+    try:
+        logits = runtime.logits(features[None])[0].astype(np.float64)
+    except BundleError as error:
+        if error.code != "nonfinite_logits":
+            raise
+        raise refuse("the golden window gives logits that are not finite", "finite logits") from None
+    aim = np.asarray(expected.logits)
+    scores, aim_scores = softmax(logits), softmax(aim)
+    difference = float(np.abs(scores - aim_scores).max())
+    if scores.argmax() != aim_scores.argmax() or difference > expected.tolerance:
+        raise refuse(
+            f"the golden window is {manifest.labels[scores.argmax()]!r}, scores differ by {difference:.3f}",
+            f"{manifest.labels[aim_scores.argmax()]!r}, within {expected.tolerance:g}",
+        )
+    spread = float(np.linalg.norm(aim - aim.mean()))
+    if float(np.linalg.norm((logits - logits.mean()) - (aim - aim.mean()))) > LOGIT_TOLERANCE * spread + 1e-3:
+        raise refuse("the logits of the golden window have another scale", "the exported model's logits")

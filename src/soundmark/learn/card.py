@@ -1,0 +1,45 @@
+"""The model card (README.md of a bundle), written from its manifest."""
+
+from __future__ import annotations
+
+from soundmark.bundle import Manifest
+
+
+def model_card(manifest: Manifest, model_bytes: int) -> str:
+    """Return the card as Markdown: what it is, what it was trained on, what it must not be used for."""
+    training = manifest.provenance["training"]
+    export = manifest.provenance["export"]
+    agreement = export["agreement"]
+    return f"""# {manifest.name}
+
+Recognises {len(manifest.labels)} environmental sounds in windows of {manifest.window.window_s:g} s.
+{export["arithmetic"]}, {model_bytes:,} bytes, written by {manifest.created_by}.
+
+| | |
+|---|---|
+| preset, network | `{training["preset"]}`, {training["network"]} |
+| data | {training["data"]}, folds {", ".join(map(str, training["train_folds"]))} ({training["n_clips"]} clips) |
+| fold kept aside | {training["test_fold"]} (never looked at while training, choosing or calibrating) |
+| epochs, seed | {training["epochs"]}, {training["seed"]} |
+| data digest | `{training["data_digest"][:16]}` |
+| front end | {manifest.frontend.kind}, {manifest.frontend.sample_rate} Hz, n_fft {manifest.frontend.n_fft}, \
+hop {manifest.frontend.hop_length}, {manifest.frontend.n_rows} rows |
+| int8 against fp32 | {agreement["int8_top1_agreement"]:.1%} equal top labels on {agreement["windows"]} training windows |
+
+Accuracy is not in this card, because it belongs to a report: run
+`soundmark evaluate --model DIR --data ESC50 --folds {training["test_fold"]}`.
+
+## Limits
+
+It knows {len(manifest.labels)} sounds and gives every recording the nearest of them; sounds from outside that list are
+not rejected unless a threshold is set. Trained on field recordings of 5 s from one collection: expect less on
+other microphones, rooms and mixtures. Not for decisions about people's safety on its own.
+
+## Licence
+
+{manifest.licence}. ESC-50: K. J. Piczak, "ESC: Dataset for Environmental Sound Classification", ACM Multimedia 2015.
+
+## Labels
+
+{", ".join(manifest.labels)}
+"""

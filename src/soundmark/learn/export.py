@@ -1,0 +1,275 @@
+"""A training run to a bundle: batch norm folded, ONNX, static per-channel int8, agreement checked, card written.
+
+Ranges for int8 come from training clips only. The front end stays outside the graph, in float.
+Sources: Jacob et al., CVPR 2018 (integer inference); ONNX Runtime's QDQ static quantisation.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnx
+import onnxruntime as ort
+import torch
+from onnxruntime import quantization as ortq
+from torch import nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+import soundmark
+from soundmark import bundle, classifier
+from soundmark.config import ExportConfig
+from soundmark.dataset import load_esc50
+from soundmark.errors import TrainingError
+from soundmark.frontend import fingerprint
+from soundmark.learn import checkpoint, networks
+from soundmark.learn.card import model_card
+from soundmark.learn.features import FeatureStore, extract
+from soundmark.learn.train import Run
+from soundmark.postprocess import softmax
+from soundmark.runtime import INPUT, OUTPUT, Runtime
+
+OPSET = 20
+MAX_TORCH_ONNX_DIFFERENCE = 1e-4
+"""Largest accepted difference of a softmax score between torch and fp32 ONNX (RELIABILITY M27)."""
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """How closely the exported graphs follow the network, on golden windows (training clips)."""
+
+    windows: int
+    torch_onnx_max_difference: float  # of softmax scores
+    int8_top1_agreement: float  # share of windows
+    int8_max_difference: float
+    int8_mean_difference: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data, rounded for people."""
+        return {name: round(getattr(self, name), 6) for name in self.__slots__}
+
+
+def export(
+    run: Run,
+    out: Path,
+    *,
+    data: str | Path | None = None,
+    config: ExportConfig | None = None,
+    overwrite: bool = False,
+    on_clip: Callable[[int], None] | None = None,
+) -> tuple[bundle.Bundle, Agreement]:
+    """Write the bundle of a finished run and return it with the measured agreement.
+
+    Args:
+        run: a finished training run.
+        out: the bundle directory.
+        data: the data set that the run was trained on, for int8 ranges; default is where it was then.
+        config: replaces the preset's export section.
+        overwrite: replace a bundle that is there.
+        on_clip: called with 1 per clip while features are read.
+
+    Raises:
+        TrainingError: the run is not finished, the data changed, or the exported graph disagrees with the network.
+        StorageError: ``out`` exists or cannot be written.
+    """
+    config = config or run.preset.export
+    if not run.info.get("finished"):
+        raise TrainingError(f"{run.path} is not finished", wanted="a finished run; start the same command again")
+    store = _training_features(run, data, on_clip)
+    shape = (int(store.linear.shape[1]), int(store.linear.shape[2]))
+    network = networks.build(run.preset.network, shape, len(run.labels))
+    network.load_state_dict(checkpoint.load_weights(run.path / "weights.safetensors"))
+    network = fold_batch_norm(network.eval())
+    with tempfile.TemporaryDirectory(prefix="soundmark-export-") as scratch:
+        fp32 = Path(scratch) / "fp32.onnx"
+        to_onnx(network, shape, fp32)
+        model = fp32.read_bytes()
+        if config.quantize:
+            calibration = _features(store, config.calibration_clips, offset=0)
+            model = quantize(fp32, calibration, config)
+        agreement = _agreement(network, fp32.read_bytes(), model, _features(store, config.golden_windows, offset=1))
+    if agreement.torch_onnx_max_difference > MAX_TORCH_ONNX_DIFFERENCE:
+        raise TrainingError(
+            f"torch and ONNX differ by {agreement.torch_onnx_max_difference:.2g} in a score",
+            wanted=f"at most {MAX_TORCH_ONNX_DIFFERENCE:g}",
+            code="export_disagrees",
+        )
+    if 1 - agreement.int8_top1_agreement > config.max_int8_disagreement:
+        raise TrainingError(
+            f"int8 changes {1 - agreement.int8_top1_agreement:.1%} of the top labels",
+            wanted=f"at most {config.max_int8_disagreement:.1%} (export.max_int8_disagreement)",
+            cause="try export.calibration = 'percentile', or export.quantize = false",
+            code="export_disagrees",
+        )
+    manifest = _manifest(run, model, config, agreement)
+    return bundle.write(
+        out, manifest=manifest, model=model, readme=model_card(manifest, len(model)), overwrite=overwrite
+    ), agreement
+
+
+def fold_batch_norm(network: nn.Module) -> nn.Module:
+    """Return ``network`` (in eval mode) with every Conv2d + BatchNorm2d pair of a `Sequential` made one convolution."""
+    for module in network.modules():
+        if not isinstance(module, nn.Sequential):
+            continue
+        for index in range(len(module) - 1):
+            first, second = module[index], module[index + 1]
+            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
+                module[index] = fuse_conv_bn_eval(first, second)
+                module[index + 1] = nn.Identity()
+    return network
+
+
+def to_onnx(network: nn.Module, shape: tuple[int, int], path: Path) -> None:
+    """Write ``network`` as one ONNX file with input ``features`` (batch, rows, frames) and output ``logits``."""
+    with _quiet():
+        program = torch.onnx.export(
+            network,
+            (torch.zeros(2, *shape),),
+            dynamo=True,
+            opset_version=OPSET,
+            input_names=[INPUT],
+            output_names=[OUTPUT],
+            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+            external_data=False,
+            verbose=False,
+        )
+    assert program is not None
+    proto = program.model_proto
+    for node in proto.graph.node:
+        node.ClearField("doc_string")
+        node.ClearField("metadata_props")
+    for value in (*proto.graph.value_info, *proto.graph.input, *proto.graph.output, *proto.graph.initializer):
+        value.ClearField("metadata_props")
+    proto.graph.ClearField("metadata_props")
+    onnx.save(proto, path)
+
+
+def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
+    """Return the int8 model: QDQ, symmetric per-channel weights, ranges from ``calibration`` (n, rows, frames)."""
+    if len(calibration) == 0 or float(calibration.std()) < 1e-6:
+        raise TrainingError("no varied calibration windows", wanted="training clips with sound", code="bad_calibration")
+    graph = onnx.load(fp32).graph
+    convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
+    methods = {
+        "minmax": ortq.CalibrationMethod.MinMax,
+        "percentile": ortq.CalibrationMethod.Percentile,
+        "entropy": ortq.CalibrationMethod.Entropy,
+    }
+    target = fp32.with_name("int8.onnx")
+    with _quiet():
+        ortq.quantize_static(
+            fp32,
+            target,
+            _Reader(calibration),
+            quant_format=ortq.QuantFormat.QDQ,
+            per_channel=True,
+            activation_type=ortq.QuantType.QUInt8,
+            weight_type=ortq.QuantType.QInt8,
+            op_types_to_quantize=["Conv", "Add", "MaxPool", "Gemm"],
+            nodes_to_exclude=convolutions[:1] if config.float_first else [],
+            calibrate_method=methods[config.calibration],
+        )
+    return target.read_bytes()
+
+
+class _Reader(ortq.CalibrationDataReader):  # type: ignore[misc]
+    """Feeds calibration windows one by one."""
+
+    def __init__(self, windows: Array) -> None:
+        self._windows: Iterator[Array] = iter(windows)
+
+    def get_next(self) -> dict[str, Array] | None:
+        """Return the next input, or None at the end."""
+        window = next(self._windows, None)
+        return None if window is None else {INPUT: window[None]}
+
+
+def _training_features(run: Run, data: str | Path | None, on_clip: Callable[[int], None] | None) -> FeatureStore:
+    train_set = load_esc50(data or run.info["data_root"]).in_folds(run.info["train_folds"])
+    if train_set.digest() != run.info["data_digest"]:
+        raise TrainingError(
+            f"the data in {train_set.root} is not what {run.path} was trained on",
+            wanted=f"data with digest {run.info['data_digest'][:12]}",
+            cause="--data names another copy",
+            code="other_data",
+        )
+    return extract(train_set, run.preset.frontend, run.preset.window, progress=on_clip)
+
+
+def _features(store: FeatureStore, count: int, *, offset: int) -> Array:
+    """Return features of ``count`` windows evenly spread over the training set; ``offset`` picks other ones."""
+    n = len(store.linear)
+    rows = np.unique((np.arange(min(count, n)) * n // min(count, n) + offset) % n)
+    finished: Array = store.frontend.finish(np.asarray(store.linear[rows]))
+    return finished
+
+
+def _agreement(network: nn.Module, fp32: bytes, model: bytes, features: Array) -> Agreement:
+    shape, n_labels = features.shape[1:], None
+    with torch.no_grad():
+        by_torch = softmax(network(torch.from_numpy(features)).numpy())
+    n_labels = by_torch.shape[1]
+    by_onnx = softmax(Runtime(fp32, input_shape=shape, n_labels=n_labels).logits(features))
+    by_model = softmax(Runtime(model, input_shape=shape, n_labels=n_labels).logits(features))
+    return Agreement(
+        windows=len(features),
+        torch_onnx_max_difference=float(np.abs(by_torch - by_onnx).max()),
+        int8_top1_agreement=float((by_model.argmax(1) == by_onnx.argmax(1)).mean()),
+        int8_max_difference=float(np.abs(by_model - by_onnx).max()),
+        int8_mean_difference=float(np.abs(by_model - by_onnx).mean()),
+    )
+
+
+def _manifest(run: Run, model: bytes, config: ExportConfig, agreement: Agreement) -> bundle.Manifest:
+    preset = run.preset
+    training = {key: value for key, value in run.info.items() if key not in ("labels", "data_root", "finished")}
+    return bundle.Manifest(
+        name=preset.name,
+        created_by=f"soundmark {soundmark.__version__}",
+        labels=run.labels,
+        frontend=preset.frontend,
+        frontend_fingerprint=fingerprint(preset.frontend),
+        window=preset.window,
+        decision=preset.decision,
+        golden=classifier.golden(preset.frontend, preset.window, model, n_labels=len(run.labels)),
+        licence=LICENCE,
+        provenance={
+            "training": {"preset": preset.name, "network": preset.network.kind, **training},
+            "export": {
+                "arithmetic": "int8" if config.quantize else "fp32",
+                "calibration": config.calibration if config.quantize else "none",
+                "onnxruntime": ort.__version__,
+                "agreement": agreement.to_dict(),
+            },
+        },
+    )
+
+
+LICENCE = (
+    "Apache-2.0 (weights); trained on ESC-50, whose recordings are CC BY-NC 3.0 (ESC-10 subset CC BY 3.0): see README.md"
+)
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep the exporters' chatter (progress prints, warnings about missing torchvision) off the terminal."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(before)
