@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import glob
+import io
 import os
 import stat
 import sys
@@ -191,6 +192,7 @@ class Reader:
         if _whole(sample_rate) < 1:
             raise ConfigError(f"sample_rate {sample_rate!r}", wanted="a positive whole number of Hz")
         self.sample_rate, self.limits, self.strict = int(sample_rate), limits, strict
+        self._name = f"a source of type {type(source).__name__}"
         self._found: set[str] = set()
         self._promised: int | None = None
         self._input: Input | None = None
@@ -249,14 +251,11 @@ class Reader:
     def _open_array(self, source: Any, array_rate: int | None) -> None:
         pair = isinstance(source, tuple) and len(source) == 2
         samples, rate = source if pair else (source, array_rate)
-        if not isinstance(samples, np.ndarray) or samples.ndim not in (1, 2) or samples.dtype not in DTYPES:
-            seen = (
-                f"{samples.dtype} {samples.shape}"
-                if isinstance(samples, np.ndarray)
-                else type(samples).__name__
-            )
-            wanted = "an array of float or 8- to 32-bit integers, (n,) or (n, channels)"
-            raise ConfigError(f"an array source of {seen}", wanted=wanted)
+        wanted = "an array of float or 8- to 32-bit integers, (n,) or (n, channels)"
+        if not isinstance(samples, np.ndarray):
+            raise ConfigError(f"an array source of type {type(samples).__name__}", wanted=wanted)
+        if samples.ndim not in (1, 2) or samples.dtype.newbyteorder("=") not in DTYPES:
+            raise ConfigError(f"an array of {samples.dtype}, shape {samples.shape}", wanted=wanted)
         if _whole(rate) < 0:
             wanted = "(samples, sample_rate), or array_rate="
             raise ConfigError(f"an array with sample rate {rate!r}", wanted=wanted)
@@ -405,7 +404,9 @@ class Reader:
         out, n = np.empty(min(expected, PREALLOCATED), np.float32), 0
         for block in self._blocks:
             if n + len(block) > len(out):
-                grown = np.empty(max(n + len(block), 2 * len(out)), np.float32)
+                double = 2 * len(out)
+                size = min(double, expected) if len(out) < expected else double
+                grown = np.empty(max(n + len(block), size), np.float32)
                 grown[:n] = out[:n]
                 out = grown
             out[n : n + len(block)] = block
@@ -510,11 +511,11 @@ def scan(
     for path in [os.fsdecode(path) for path in paths]:
         literal = os.path.lexists(path) or not glob.has_magic(path)
         for one in [path] if literal else sorted(glob.glob(path, recursive=True)) or [path]:
-            fence = os.path.realpath(root if root is not None else one)
-            if os.path.isdir(one) and (root is None or _inside(one, fence)):
-                yield from _walk(one, fence, patterns, seen)
+            fence = None if root is None else os.path.realpath(root)
+            if os.path.isdir(one) and (fence is None or _inside(one, fence)):
+                yield from _walk(one, fence or os.path.realpath(one), patterns, seen)
             else:
-                yield from _one(one, fence if root is not None else None, seen, listed=True)
+                yield from _one(one, fence, seen, listed=True)
 
 
 def _inside(path: str, fence: str) -> bool:
@@ -523,24 +524,23 @@ def _inside(path: str, fence: str) -> bool:
 
 
 def _walk(folder: str, fence: str, patterns: tuple[str, ...], seen: set[tuple[int, int]]) -> Iterator[Found]:
-    try:
-        status = os.stat(folder)
-        if (status.st_dev, status.st_ino) in seen:
-            return
-        seen.add((status.st_dev, status.st_ino))
-        names = sorted(os.listdir(folder))
-    except OSError as error:
-        yield Found(Path(folder), path_error(repr(folder), error))
-        return
-    for name in names:
-        path = os.path.join(folder, name)
-        if os.path.isdir(path):
-            if _inside(path, fence):
-                yield from _walk(path, fence, patterns, seen)
-            else:
-                yield Found(Path(path), _outside(path))
-        elif name.lower().endswith(patterns) and not name.startswith("._"):
-            yield from _one(path, fence, seen, listed=False)
+    pending = [folder]  # no recursion: folders can be nested deeper than Python's stack
+    while pending:
+        path = pending.pop()
+        name = os.path.basename(path)
+        if not os.path.isdir(path):
+            if name.lower().endswith(patterns) and not name.startswith("._"):
+                yield from _one(path, fence, seen, listed=False)
+        elif os.path.islink(path) and not _inside(path, fence):
+            yield Found(Path(path), _outside(path))
+        else:
+            try:
+                status = os.stat(path)
+                if (status.st_dev, status.st_ino) not in seen:
+                    seen.add((status.st_dev, status.st_ino))
+                    pending += (os.path.join(path, child) for child in sorted(os.listdir(path), reverse=True))
+            except OSError as error:
+                yield Found(Path(path), path_error(repr(path), error))
 
 
 def _one(path: str, fence: str | None, seen: set[tuple[int, int]], *, listed: bool) -> Iterator[Found]:
@@ -552,7 +552,7 @@ def _one(path: str, fence: str | None, seen: set[tuple[int, int]], *, listed: bo
     except OSError as error:
         yield Found(Path(path), None if listed else path_error(repr(path), error))
         return
-    if fence is not None and not _inside(path, fence):
+    if fence is not None and (listed or os.path.islink(path)) and not _inside(path, fence):
         yield Found(Path(path), _outside(path))
     elif not listed and not stat.S_ISREG(status.st_mode):
         yield Found(Path(path), AudioError(f"{path!r}: not a regular file", code="not_regular_file"))
@@ -642,6 +642,8 @@ def _open_file(file: IO[bytes], max_bytes: int | None) -> Input:
     name = repr(getattr(file, "name", None) or type(file).__name__)
     limit = SPOOL_LIMIT_BYTES if max_bytes is None else max_bytes
     try:
+        if isinstance(file, io.TextIOBase):
+            raise TypeError
         if getattr(file, "seekable", lambda: False)():
             start = file.tell()
             opened = Input(name, file.seek(0, os.SEEK_END), None, file, False)
@@ -656,7 +658,9 @@ def _open_file(file: IO[bytes], max_bytes: int | None) -> Input:
         return Input(name, spool.tell(), None, spool, True)
     except TypeError:
         raise ConfigError(f"{name} gives text", wanted="a file object opened in binary mode") from None
-    except (OSError, ValueError) as error:
+    except AudioError:
+        raise
+    except Exception as error:  # a caller's object may raise anything
         raise AudioError(f"{name}: {error!r}", wanted="a readable recording", code="io_error") from None
 
 

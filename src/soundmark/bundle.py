@@ -273,8 +273,11 @@ def seal(manifest: Manifest, files: Mapping[str, str]) -> Manifest:
 
 
 def golden_indices(size: int) -> npt.NDArray[np.int64]:
-    """Return the flat indices at which golden features are kept: evenly spaced over ``size`` values."""
-    return np.arange(GOLDEN_FEATURES, dtype=np.int64) * size // GOLDEN_FEATURES
+    """Return the flat indices at which golden features are kept: evenly spaced, the first and the last included.
+
+    (A step of size / 64 would always hit the same column of 64 rows.)
+    """
+    return np.arange(GOLDEN_FEATURES, dtype=np.int64) * max(size - 1, 0) // (GOLDEN_FEATURES - 1)
 
 
 def golden_signal(sample_rate: int, n_samples: int) -> npt.NDArray[np.float32]:

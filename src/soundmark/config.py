@@ -9,7 +9,9 @@ every output all come from here.
 from __future__ import annotations
 
 import difflib
+import inspect
 import math
+import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from importlib import resources
@@ -302,6 +304,12 @@ def fields(kind: type[Config]) -> dict[str, Any]:
     """Return field name -> type hint of a config type, for command line options and documentation."""
     hints = get_type_hints(kind, include_extras=True)
     return {name: hints[name] for name in kind.__struct_fields__}
+
+
+def describe(kind: type[Config]) -> dict[str, str]:
+    """Return field name -> its comment in this file, for command line help and documentation."""
+    pattern = re.compile(r"^    (\w+): .*?  # (.+)$", re.MULTILINE)
+    return dict(pattern.findall(inspect.getsource(kind)))
 
 
 def _read_text(path: Path) -> str:

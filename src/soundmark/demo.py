@@ -33,6 +33,7 @@ class DemoClip:
     name: str
     label: str
     samples: npt.NDArray[np.float32]  # (n_samples,)
+    sample_rate: int  # Hz
 
 
 def demo_clips(*, sample_rate: int = 44_100, seconds: float = 5.0, seed: int = 0) -> list[DemoClip]:
@@ -59,7 +60,7 @@ def demo_clips(*, sample_rate: int = 44_100, seconds: float = 5.0, seed: int = 0
             np.random.default_rng([seed, *name.encode()]), sample_rate, round(seconds * sample_rate)
         )
         play(scene)
-        clips.append(DemoClip(name, label, _finished(scene.out, sample_rate)))
+        clips.append(DemoClip(name, label, _finished(scene.out, sample_rate), sample_rate))
     return clips
 
 

@@ -23,11 +23,12 @@ from soundmark.errors import AudioError, ConfigError
 FRONTEND_VERSION = 1
 """Raised when the same config gives other features; part of every fingerprint and cache key."""
 
-_BLOCK_FRAMES = 64
-"""Frames per matrix product. Fixed: BLAS may round differently for another number of rows."""
-
 _MAX_COLUMNS = 1024
 """Longest second DFT, so that an odd ``n_fft`` cannot ask for gigabytes of matrices."""
+
+_MAX_PRODUCT = 64**3
+"""Multiply-adds of one matrix product, at most: above that OpenBLAS wakes other threads, which costs more than it
+brings (100 ms instead of 1 ms on busy cores) and would not be the one thread that was asked for."""
 
 Array = npt.NDArray[np.float32]
 
@@ -130,14 +131,18 @@ class Frontend:
             return np.empty((0, n_linear), dtype=np.float32)
         frames = np.lib.stride_tricks.sliding_window_view(padded, width)[:: self.config.hop_length]
         out = np.empty((len(frames), n_linear), dtype=np.float32)
-        block = np.zeros((_BLOCK_FRAMES, n_fft), dtype=np.float32)  # zeros beyond the window stay
-        for start in range(0, len(frames), _BLOCK_FRAMES):
-            n = min(_BLOCK_FRAMES, len(frames) - start)
+        size = dft.block_frames(n_linear)  # fixed: BLAS may round differently for another number of rows
+        block = np.zeros((size, n_fft), dtype=np.float32)  # zeros beyond the window stay
+        for start in range(0, len(frames), size):
+            n = min(size, len(frames) - start)
             np.multiply(frames[start : start + n], self.window, out=block[:n, :width])
-            power = dft.power(block)
+            power = dft.power(block)  # (size, k1, k2)
             if self.config.power == 1:
                 np.sqrt(power, out=power)
-            block_out = power[:, dft.position] if self._bands is None else power @ self._bands
+            if self._bands is None:
+                block_out = power.reshape(size, -1)[:, dft.position]
+            else:
+                block_out = np.matmul(power.transpose(1, 0, 2), self._bands).sum(axis=0)  # (size, n_mels)
             out[start : start + n] = block_out[:n]
         return out
 
@@ -151,7 +156,8 @@ class _Dft:
     """
 
     def __init__(self, n_fft: int) -> None:
-        rows = min((d for d in range(2, n_fft + 1, 2) if n_fft % d == 0), key=lambda d: abs(d - n_fft**0.5))
+        splits = [d for d in range(2, n_fft + 1, 2) if n_fft % d == 0 and (d + 2) * n_fft <= _MAX_PRODUCT]
+        rows = min(splits or [2], key=lambda d: abs(d - n_fft**0.5))
         columns = n_fft // rows
         if columns > _MAX_COLUMNS:
             raise ConfigError(
@@ -172,8 +178,13 @@ class _Dft:
         # position: in which column each bin 0 ... n_fft / 2 stands
         _, self.position = np.unique(np.minimum(k, n_fft - k), return_index=True)
 
+    def block_frames(self, n_linear: int) -> int:
+        """Return how many frames may share one product: as many as `_MAX_PRODUCT` allows, at most 64."""
+        widest = self.columns * max(4 * self.columns, n_linear)
+        return max(1, min(64, _MAX_PRODUCT // widest))
+
     def power(self, frames: Array) -> Array:
-        """Return ``(n_frames, n_columns)`` squared magnitudes of ``frames`` (n_frames, n_fft), in `position` order."""
+        """Return squared magnitudes ``(n_frames, k1, k2)`` of ``frames`` (n_frames, n_fft), in `position` order."""
         n_k1, width = len(self.second), 2 * self.columns
         partial = np.matmul(self.first, frames.reshape(-1, self.rows, self.columns))  # (n_frames, 2 k1, b)
         spectrum = np.empty((len(frames), n_k1, width), dtype=np.float32)
@@ -181,14 +192,13 @@ class _Dft:
             partial.reshape(-1, n_k1, width).transpose(1, 0, 2), self.second, out=spectrum.transpose(1, 0, 2)
         )
         spectrum *= spectrum
-        power = spectrum[:, :, : self.columns] + spectrum[:, :, self.columns :]
-        return power.reshape(len(frames), -1)
+        return spectrum[:, :, : self.columns] + spectrum[:, :, self.columns :]
 
     def columns_of(self, filters: Array) -> Array:
-        """Return band weights ``(n_columns, n_mels)`` for the order in which `power` returns bins."""
+        """Return band weights ``(k1, k2, n_mels)`` for the order in which `power` returns bins."""
         weights = np.zeros((len(self.second) * self.columns, len(filters)), dtype=np.float32)
         weights[self.position] = filters.T
-        return weights
+        return weights.reshape(len(self.second), self.columns, len(filters))
 
 
 def _float32(x: npt.NDArray[np.float64]) -> Array:

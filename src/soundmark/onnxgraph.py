@@ -32,7 +32,7 @@ MIN_IR, MAX_IR = 7, 10
 MIN_OPSET, MAX_OPSET = 13, 21
 """Accepted opsets of the standard domain: per-channel DequantizeLinear begins at 13, ONNX Runtime 1.20 ends at 21."""
 MAX_NODES = 10_000
-MAX_FIELDS = 1_000_000
+MAX_FIELDS = 300_000
 """Protobuf fields in one file; counted before a parser turns each of them into an object."""
 
 # Left out on purpose: what allocates by a number in the file (ConstantOfShape, Range, Expand, Tile, Resize, OneHot,

@@ -24,7 +24,7 @@ INPUT, OUTPUT = "features", "logits"
 MAX_BATCH = 32
 """Windows per run; larger batches are split, so memory does not grow with a recording."""
 MAX_THREADS = 256
-MEMORY_BYTES = 2 << 30
+MEMORY_BYTES = 1 << 30
 """Most that the arena of all sessions holds; a model that needs more is refused when it runs."""
 
 Array = npt.NDArray[np.float32]

@@ -78,10 +78,11 @@ def train(
     test_fold: int,
     out: Path,
     train_folds: tuple[int, ...] = (),
+    resume: bool = False,
     on_clip: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
 ) -> Run:
-    """Train ``preset`` on every fold but ``test_fold`` and return the finished run; resumes where ``out`` stands.
+    """Train ``preset`` on every fold but ``test_fold`` and return the finished run.
 
     Args:
         preset: the whole configuration.
@@ -89,6 +90,7 @@ def train(
         test_fold: the fold that the result will be judged on.
         out: run folder: preset.toml, run.json, history.jsonl, checkpoints/, tensorboard/, weights.safetensors.
         train_folds: narrower choice of training folds (an inner split), default all but ``test_fold``.
+        resume: go on where ``out`` stands; without it, a folder that holds a run is refused.
         on_clip: called with 1 per clip while features are extracted.
         on_epoch: called after every epoch.
 
@@ -113,7 +115,7 @@ def train(
         "seed": preset.train.seed,
     }
     with _lock(out):
-        _claim(out, preset, info)
+        _claim(out, preset, info, resume)
         store = extract(train_set, preset.frontend, preset.window, progress=on_clip)
         return _fit(preset, train_set, store, out, info, on_epoch)
 
@@ -263,12 +265,16 @@ def _window_samples(preset: Preset) -> int:
     return round(preset.window.window_s * preset.frontend.sample_rate)
 
 
-def _claim(out: Path, preset: Preset, info: dict[str, Any]) -> None:
+def _claim(out: Path, preset: Preset, info: dict[str, Any], resume: bool) -> None:
     """Mark ``out`` as this run's, or refuse if it is another's, showing the difference."""
     same = [key for key in info if key != "data_root"]  # the same data may have moved
     mine = {**{key: info[key] for key in same}, "preset": to_dict(preset)}
     if (out / "run.json").exists():
         there = open_run(out)
+        if not resume:
+            raise TrainingError(
+                f"{out} holds a run already", wanted="a new --out, or --resume to go on", code="run_exists"
+            )
         theirs = {**{key: there.info.get(key) for key in same}, "preset": to_dict(there.preset)}
         differing = _differences(theirs, mine)
         if differing:

@@ -1,0 +1,244 @@
+"""Scores a classifier over folds: one JSON report, from which every figure in the docs comes.
+
+The clips go through `Classifier.classify` like any user's file. What the bundle says about its training decides how
+the report may be called: a report over clips that the model was trained on is stamped, never silently good.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+
+import soundmark
+from soundmark import storage
+from soundmark.classifier import Classifier
+from soundmark.dataset import Clip, Dataset
+from soundmark.errors import DatasetError
+from soundmark.postprocess import Failure
+
+BOOTSTRAP_ROUNDS = 2000
+HEADLINE_TOP = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a model said about one clip; ``rank`` is the place of the true label, 0 for right."""
+
+    name: str
+    fold: int
+    source: str
+    label: str
+    heard: str
+    score: float
+    rank: int
+    flags: tuple[str, ...]
+
+    @property
+    def right(self) -> bool:
+        """Whether the best label is the true one, and no other is as good."""
+        return self.rank == 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain data for JSON."""
+        return {**{name: getattr(self, name) for name in self.__slots__}, "flags": list(self.flags)}
+
+
+@dataclass(frozen=True, slots=True)
+class Report:
+    """Figures and what they were made from; `to_dict` is the JSON file."""
+
+    figures: dict[str, Any]
+    provenance: dict[str, Any]
+    answers: tuple[Answer, ...]
+    failures: tuple[Failure, ...]
+
+    @property
+    def stamps(self) -> tuple[str, ...]:
+        """Reasons why the figure is not an honest one; empty for a clean report."""
+        return tuple(self.provenance["stamps"])
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the whole report as plain data."""
+        return {
+            **self.provenance,
+            "figures": self.figures,
+            "failures": [failure.to_dict() for failure in self.failures],
+            "clips": [answer.to_dict() for answer in self.answers],
+        }
+
+    def write(self, path: Path) -> None:
+        """Write the report as JSON, atomically.
+
+        Raises:
+            StorageError: the disk refuses.
+        """
+        storage.write_bytes(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
+
+
+def evaluate(
+    classifier: Classifier,
+    dataset: Dataset,
+    *,
+    folds: Iterable[int] | None = None,
+    on_clip: Callable[[int], None] | None = None,
+) -> Report:
+    """Return the report of ``classifier`` on the clips of ``folds`` (all where None).
+
+    Args:
+        classifier: any bundle; its labels must be those of the data set, in any order.
+        dataset: the clips.
+        folds: the folds to score.
+        on_clip: called with 1 after every clip.
+
+    Raises:
+        DatasetError: unknown fold, or labels that the model does not know.
+    """
+    chosen = tuple(sorted(set(folds))) if folds is not None else dataset.folds
+    test_set = dataset.in_folds(chosen)
+    unknown = sorted(set(dataset.labels) - set(classifier.labels))
+    if unknown:
+        raise DatasetError(
+            f"the model {classifier.name!r} does not know the label {', '.join(unknown[:5])}",
+            wanted="a model trained on the labels of the data set",
+            code="unknown_label",
+        )
+    began = time.perf_counter()
+    answers: list[Answer] = []
+    failures: list[Failure] = []
+    rows = classifier.classify_many([clip.path for clip in test_set.clips], top_k=1)
+    for clip, row in zip(test_set.clips, rows, strict=True):
+        if isinstance(row, Failure):
+            failures.append(row)
+        else:
+            answers.append(_answer(clip, classifier, row.scores, row.flags))
+        if on_clip:
+            on_clip(1)
+    seconds = time.perf_counter() - began
+    provenance = {
+        "report": "soundmark evaluate",
+        "soundmark": soundmark.__version__,
+        "model": classifier.name,
+        "model_digest": classifier.digest,
+        "data": dataset.name,
+        "data_digest": test_set.digest(),
+        "folds": list(chosen),
+        "n_clips": len(test_set.clips),
+        "stamps": stamps(classifier, dataset, chosen),
+        "training": classifier.manifest.provenance.get("training", {}),
+        "seconds": round(seconds, 2),
+        "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
+        "onnxruntime": onnxruntime.__version__,
+    }
+    return Report(figures(answers, len(failures), dataset.labels), provenance, tuple(answers), tuple(failures))
+
+
+def stamps(classifier: Classifier, dataset: Dataset, folds: tuple[int, ...]) -> list[str]:
+    """Return why a figure on these folds would not be an honest one.
+
+    ``TRAINED ON``: the model saw these folds. ``UNKNOWN TRAINING``: the bundle does not say what it saw.
+    """
+    training = classifier.manifest.provenance.get("training", {})
+    seen = training.get("train_folds")
+    if not isinstance(seen, list):
+        return ["UNKNOWN TRAINING: the bundle does not say which clips it was trained on"]
+    both = sorted(set(seen) & set(folds)) if training.get("data", dataset.name) == dataset.name else []
+    return [f"TRAINED ON fold {', '.join(map(str, both))}: not a test figure"] if both else []
+
+
+def figures(answers: list[Answer], n_failed: int, labels: tuple[str, ...]) -> dict[str, Any]:
+    """Return accuracy with its 95 % interval, top-3, macro F1, per fold, per class and the confusion matrix.
+
+    A clip that could not be classified counts as wrong. The interval is a percentile bootstrap over *sources*
+    (Efron 1979), because clips cut from one recording are not independent. Macro F1 averages the classes that occur.
+    """
+    index = {label: i for i, label in enumerate(labels)}
+    confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)  # (true, heard)
+    for answer in answers:
+        if answer.heard in index:
+            confusion[index[answer.label], index[answer.heard]] += 1
+    n = len(answers) + n_failed
+    per_fold: dict[int, list[bool]] = defaultdict(list)
+    for answer in answers:
+        per_fold[answer.fold].append(answer.right)
+    per_class = [_class_figures(i, label, confusion) for i, label in enumerate(labels)]
+    present = [row["f1"] for row in per_class if row["clips"]]
+    return {
+        "accuracy": _share(sum(a.right for a in answers), n),
+        "accuracy_interval_95": bootstrap_interval(answers),
+        f"top{HEADLINE_TOP}": _share(sum(a.rank < HEADLINE_TOP for a in answers), n),
+        "macro_f1": round(float(np.mean(present)), 6) if present else 0.0,
+        "failed": n_failed,
+        "per_fold": {str(fold): _share(sum(right), len(right)) for fold, right in sorted(per_fold.items())},
+        "per_class": per_class,
+        "labels": list(labels),
+        "confusion": confusion.tolist(),
+    }
+
+
+def bootstrap_interval(answers: list[Answer], *, seed: int = 0) -> list[float]:
+    """Return the 95 % interval ``[low, high]`` of the accuracy, resampling whole sources `BOOTSTRAP_ROUNDS` times."""
+    right: dict[str, list[bool]] = defaultdict(list)
+    for answer in answers:
+        right[answer.source].append(answer.right)
+    if not right:
+        return [0.0, 0.0]
+    hits = np.array([sum(group) for group in right.values()])
+    sizes = np.array([len(group) for group in right.values()])
+    draws = np.random.default_rng(seed).integers(0, len(hits), (BOOTSTRAP_ROUNDS, len(hits)))
+    accuracies = hits[draws].sum(axis=1) / sizes[draws].sum(axis=1)
+    return [round(float(q), 6) for q in np.quantile(accuracies, [0.025, 0.975])]
+
+
+def agreement(one: Report, other: Report) -> float:
+    """Return the share of clips on which two reports name the same label.
+
+    Raises:
+        DatasetError: they are not about the same clips.
+    """
+    first = {answer.name: answer.heard for answer in one.answers}
+    second = {answer.name: answer.heard for answer in other.answers}
+    if first.keys() != second.keys() or not first:
+        raise DatasetError("the two reports are about different clips", wanted="the same data and folds")
+    return _share(sum(first[name] == second[name] for name in first), len(first))
+
+
+def _answer(
+    clip: Clip, classifier: Classifier, scores: npt.NDArray[np.float32], flags: tuple[str, ...]
+) -> Answer:
+    true = classifier.labels.index(clip.label)
+    best = int(scores.argmax())
+    return Answer(
+        name=clip.name,
+        fold=clip.fold,
+        source=clip.source,
+        label=clip.label,
+        heard=classifier.labels[best],
+        score=round(float(scores[best]), 6),
+        rank=int(np.sum(scores >= scores[true])) - 1,  # ties count against the model
+        flags=flags,
+    )
+
+
+def _class_figures(i: int, label: str, confusion: npt.NDArray[np.int64]) -> dict[str, Any]:
+    hits, clips, named = int(confusion[i, i]), int(confusion[i].sum()), int(confusion[:, i].sum())
+    return {
+        "label": label,
+        "clips": clips,
+        "precision": _share(hits, named),
+        "recall": _share(hits, clips),
+        "f1": _share(2 * hits, clips + named),
+    }
+
+
+def _share(part: int, whole: int) -> float:
+    return round(part / whole, 6) if whole else 0.0
