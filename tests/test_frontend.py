@@ -118,7 +118,10 @@ def reference(c: FrontendConfig, samples: np.ndarray) -> np.ndarray:
         y = np.log10(1 + c.gain * y)
     if c.kind == "mfcc":
         n = np.arange(c.n_mels)
-        rows = [np.cos(np.pi * k * (n + 0.5) / c.n_mels) * np.sqrt((1 if k == 0 else 2) / c.n_mels) for k in range(c.n_mfcc)]
+        rows = [
+            np.cos(np.pi * k * (n + 0.5) / c.n_mels) * np.sqrt((1 if k == 0 else 2) / c.n_mels)
+            for k in range(c.n_mfcc)
+        ]
         y = np.array(rows) @ y
     return (y - mean) / std
 
@@ -153,7 +156,7 @@ def test_magnitude_is_the_root_of_power() -> None:
     np.testing.assert_array_equal(front(**LINEAR, power=1)(x), np.sqrt(front(**LINEAR, power=2)(x)))
 
 
-@pytest.mark.parametrize("n_fft", [2, 4, 6, 16, 30, 256, 441 * 2, 1000, 1018, 1024, 2048, 4096])
+@pytest.mark.parametrize("n_fft", [2, 4, 6, 16, 30, 256, 441 * 2, 1000, 1024, 2048, 4096, 8192])
 @pytest.mark.parametrize("window", ["hann", "ones"])
 def test_parseval(n_fft: int, window: str) -> None:
     f = front(**LINEAR, n_fft=n_fft, hop_length=n_fft, window=window)
@@ -186,7 +189,9 @@ def test_an_impulse_is_flat(at: int) -> None:
 @pytest.mark.parametrize("n", [2, 16, 400, 401, 1024])
 def test_windows_are_periodic(n: int) -> None:
     for name, total in (("hann", n / 2), ("hamming", 0.54 * n), ("ones", n)):
-        w = front(kind="spectrogram", n_fft=1024, hop_length=1, win_length=n, window=name).window.astype(np.float64)
+        w = front(kind="spectrogram", n_fft=1024, hop_length=1, win_length=n, window=name).window.astype(
+            np.float64
+        )
         assert w.shape == (n,)
         np.testing.assert_allclose(w.sum(), total, rtol=1e-6)  # of a whole period, not of a symmetric window
         np.testing.assert_allclose(w[1:], w[:0:-1], atol=1e-6)
@@ -266,7 +271,9 @@ def test_dft_keeps_a_tone_80_db_below_a_full_scale_one() -> None:
 
 
 @pytest.mark.parametrize("center", [True, False])
-@pytest.mark.parametrize(("n_fft", "win", "hop"), [(1024, None, 441), (512, 400, 160), (512, 401, 401), (64, 2, 1)])
+@pytest.mark.parametrize(
+    ("n_fft", "win", "hop"), [(1024, None, 441), (512, 400, 160), (512, 401, 401), (64, 2, 1)]
+)
 @pytest.mark.parametrize("n", [0, 1, 63, 399, 400, 401, 1023, 1024, 1025, 5000, 44_100])
 def test_n_frames(n: int, n_fft: int, win: int | None, hop: int, center: bool) -> None:
     f = front(kind="spectrogram", n_fft=n_fft, win_length=win, hop_length=hop, center=center)
@@ -296,7 +303,9 @@ def test_without_center_frame_i_starts_at_i_hops() -> None:
     for i in range(3):
         x = np.zeros(1000, dtype=np.float32)
         x[i * 160] = 1.0
-        assert np.flatnonzero(f(x).mean(axis=0) > 0.5).tolist() == [j for j in range(4) if 0 <= i * 160 - j * 160 < 400]
+        assert np.flatnonzero(f(x).mean(axis=0) > 0.5).tolist() == [
+            j for j in range(4) if 0 <= i * 160 - j * 160 < 400
+        ]
 
 
 def test_the_window_is_padded_at_its_end_only_in_phase() -> None:
@@ -315,11 +324,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mfcc log10": {"kind": "mfcc", "n_mels": 32, "n_mfcc": 1, "scale": "log10", "gain": 100.0},
     "spectrogram": {"kind": "spectrogram", "n_fft": 512, "hop_length": 128},
     "spectrogram 1000": {"kind": "spectrogram", "n_fft": 1000, "hop_length": 1000, "scale": "linear"},
-    "spectrogram 1018": {"kind": "spectrogram", "n_fft": 1018, "hop_length": 333, "power": 1, "scale": "ln"},
+    "spectrogram 882": {"kind": "spectrogram", "n_fft": 882, "hop_length": 333, "power": 1, "scale": "ln"},
     "wave": {"kind": "wave", "gain": 2.0, "mean": 0.1, "std": 0.5},
     "wave row": {"kind": "wave", "mean": [0.1], "std": [0.5]},
     "wave peak": {"kind": "wave", "level": "peak"},
     "one band": {"n_mels": 1},
+    "n_fft 4096": {"n_fft": 4096, "hop_length": 1024, "n_mels": 128},
     "rows": {"n_mels": 3, "mean": [-20.0, -10.0, 0.0], "std": [1.0, 2.0, 3.0]},
     "short hop": {"n_fft": 64, "hop_length": 1, "n_mels": 4},
     "odd window": {"n_fft": 512, "win_length": 401, "hop_length": 100, "n_mels": 20, "window": "hamming"},
@@ -357,8 +367,14 @@ def test_yamnet_shape() -> None:
 
 
 def test_yamnet_equals_the_graph_google_ships() -> None:
-    """The tensor ``log_mel_spectrogram`` inside the TFLite file; it is a folder given by SOUNDMARK_YAMNET."""
-    litert = pytest.importorskip("ai_edge_litert.interpreter", reason="needs the extra 'bench' (ai-edge-litert)")
+    """The tensor ``log_mel_spectrogram`` of the TFLite file in the folder that SOUNDMARK_YAMNET names.
+
+    `tf.signal.linear_to_mel_weight_matrix` draws triangles that are straight over mel, librosa and we over Hz. With
+    TensorFlow's triangles on our spectrum the two agree to 1e-4; with ours the logarithm differs by 0.02 at most.
+    """
+    litert = pytest.importorskip(
+        "ai_edge_litert.interpreter", reason="needs the extra 'bench' (ai-edge-litert)"
+    )
     path = Path(os.environ.get("SOUNDMARK_YAMNET", "")) / "yamnet_classification.tflite"
     if not os.environ.get("SOUNDMARK_YAMNET") or not path.is_file():
         pytest.skip("SOUNDMARK_YAMNET does not name the folder of yamnet_classification.tflite")
@@ -372,7 +388,17 @@ def test_yamnet_equals_the_graph_google_ships() -> None:
     x = noise(15_600, seed=5, amplitude=0.1) + tone(440.0, rate=16_000, seconds=0.975, amplitude=0.5)
     net.set_tensor(net.get_input_details()[0]["index"], x)
     net.invoke()
-    np.testing.assert_allclose(front(**YAMNET)(x), net.get_tensor(index).T, rtol=0, atol=1e-4)
+    theirs = net.get_tensor(index).T  # (64, 96)
+
+    to_mel, _ = mel_functions("htk")
+    edges = np.linspace(to_mel(125.0), to_mel(7500.0), 66)
+    mel = np.array([to_mel(k * 16_000 / 512) for k in range(257)])
+    rising = (mel - edges[:-2, None]) / np.diff(edges)[:-1, None]
+    falling = (edges[2:, None] - mel) / np.diff(edges)[1:, None]
+    over_mel = np.maximum(0, np.minimum(rising, falling))
+    magnitude = front(**{**YAMNET, "kind": "spectrogram", "scale": "linear"})(x)
+    np.testing.assert_allclose(np.log(over_mel @ magnitude + 0.001), theirs, rtol=0, atol=1e-4)
+    np.testing.assert_allclose(front(**YAMNET)(x), theirs, rtol=0, atol=0.02)
 
 
 def test_aisfx_shape_and_level() -> None:
@@ -408,10 +434,11 @@ def test_finish_is_the_same_in_torch(name: str) -> None:
     np.testing.assert_allclose(theirs.numpy(), ours, rtol=2e-5, atol=1e-5)
 
 
-def test_mixing_linear_power_is_mixing_sounds_that_do_not_correlate() -> None:
-    f = front()
-    a, b = tone(500.0, amplitude=0.5), tone(5000.0, amplitude=0.5)
-    np.testing.assert_allclose(f.finish(f.linear(a) + f.linear(b))[:, 5:-5], f(a + b)[:, 5:-5], atol=1.0)
+def test_power_of_independent_sounds_adds_up() -> None:
+    """Why training may mix `linear` values: the power of a sum is the sum of powers, on average over frames."""
+    f = front(scale="linear")
+    a, b = noise(88_200, seed=1), noise(88_200, seed=2, amplitude=0.1)
+    np.testing.assert_allclose((f(a) + f(b)).mean(), f(a + b).mean(), rtol=0.02)
 
 
 def test_input_is_not_written_to() -> None:
@@ -445,7 +472,7 @@ def test_a_band_without_a_bin_is_refused() -> None:
         front(n_mels=128, n_fft=512)
 
 
-@pytest.mark.parametrize("n_fft", [2 * 1031, 2 * 16_381])
+@pytest.mark.parametrize("n_fft", [2 * 509, 2 * 16_381])
 def test_n_fft_with_a_large_prime_factor_is_refused(n_fft: int) -> None:
     with pytest.raises(ConfigError, match="only splits into"):
         front(kind="spectrogram", n_fft=n_fft)
@@ -486,7 +513,9 @@ def oracle_mel(librosa: Any, c: FrontendConfig) -> np.ndarray:
 @pytest.mark.parametrize("config", ORACLE)
 @pytest.mark.parametrize("mel_scale", ["htk", "slaney"])
 @pytest.mark.parametrize("mel_norm", ["none", "slaney", "sum"])
-def test_mel_filters_equal_librosa(librosa: Any, config: dict[str, Any], mel_scale: str, mel_norm: str) -> None:
+def test_mel_filters_equal_librosa(
+    librosa: Any, config: dict[str, Any], mel_scale: str, mel_norm: str
+) -> None:
     c = from_dict({**config, "n_mels": 20, "mel_scale": mel_scale, "mel_norm": mel_norm}, FrontendConfig)
     ours, theirs = mel_filters(c), oracle_mel(librosa, c)
     np.testing.assert_allclose(ours, theirs, rtol=1e-5, atol=1e-6 * theirs.max())

@@ -23,7 +23,7 @@ from soundmark.config import AudioLimits
 from soundmark.errors import AUDIO_CODES, FLAGS, AudioError
 
 sys.path.insert(0, str(Path(__file__).parent / "corpus"))
-from make_corpus import sealed, settled  # noqa: E402
+from make_corpus import sealed, settled
 
 TOTAL = int(os.environ.get("SOUNDMARK_MUTANTS", "2000"))
 LIMITS = AudioLimits(max_seconds=20.0)

@@ -171,7 +171,7 @@ def find(name_or_dir: str | os.PathLike[str] | None = None) -> Path:
 def available() -> list[str]:
     """Return the names of the bundles that ship with the package, sorted."""
     shipped = Path(str(resources.files("soundmark"))) / "models"
-    return sorted(path.parent.name for path in shipped.glob(f"*/{MANIFEST}"))
+    return sorted(path.parent.name for path in shipped.glob(f"[!.]*/{MANIFEST}"))  # no half-written one
 
 
 def read(name_or_dir: str | os.PathLike[str] | None = None) -> Bundle:

@@ -23,8 +23,8 @@ from soundmark.errors import AudioError, ConfigError
 FRONTEND_VERSION = 1
 """Raised when the same config gives other features; part of every fingerprint and cache key."""
 
-_MAX_COLUMNS = 1024
-"""Longest second DFT, so that an odd ``n_fft`` cannot ask for gigabytes of matrices."""
+_MAX_COLUMNS = 256
+"""Longest second DFT: an ``n_fft`` of 2 x prime would ask for gigabytes of matrices."""
 
 _MAX_PRODUCT = 64**3
 """Multiply-adds of one matrix product, at most: above that OpenBLAS wakes other threads, which costs more than it
@@ -156,8 +156,10 @@ class _Dft:
     """
 
     def __init__(self, n_fft: int) -> None:
-        splits = [d for d in range(2, n_fft + 1, 2) if n_fft % d == 0 and (d + 2) * n_fft <= _MAX_PRODUCT]
-        rows = min(splits or [2], key=lambda d: abs(d - n_fft**0.5))
+        splits = [d for d in range(2, n_fft + 1, 2) if n_fft % d == 0]
+        rows = min(
+            splits, key=lambda d: (max(d, n_fft // d), -d)
+        )  # as square as can be, rows the longer side
         columns = n_fft // rows
         if columns > _MAX_COLUMNS:
             raise ConfigError(
@@ -170,7 +172,13 @@ class _Dft:
         turn = b[None, :, None] * (k1[:, None, None] / n_fft + k2[None, None, :] / columns)  # (k1, b, k2)
         second = np.exp(-2j * np.pi * turn)
         self.rows, self.columns = rows, columns
-        self.first = _float32(np.stack([first.real, first.imag], axis=1).reshape(-1, rows))  # (2 k1, a)
+        both = _float32(np.stack([first.real, first.imag], axis=1).reshape(-1, rows))  # (2 k1, a)
+        cuts = next(
+            d
+            for d in range(1, len(both) + 1)
+            if len(both) % d == 0 and len(both) // d * n_fft <= _MAX_PRODUCT
+        )
+        self.first = both.reshape(cuts, -1, rows)  # the same, some rows at a time
         self.second = _float32(  # (k1, [re b | im b], [re k2 | im k2])
             np.block([[second.real, second.imag], [-second.imag, second.real]])
         )
@@ -181,12 +189,13 @@ class _Dft:
     def block_frames(self, n_linear: int) -> int:
         """Return how many frames may share one product: as many as `_MAX_PRODUCT` allows, at most 64."""
         widest = self.columns * max(4 * self.columns, n_linear)
-        return max(1, min(64, _MAX_PRODUCT // widest))
+        return max(2, min(64, _MAX_PRODUCT // widest))
 
     def power(self, frames: Array) -> Array:
         """Return squared magnitudes ``(n_frames, k1, k2)`` of ``frames`` (n_frames, n_fft), in `position` order."""
         n_k1, width = len(self.second), 2 * self.columns
-        partial = np.matmul(self.first, frames.reshape(-1, self.rows, self.columns))  # (n_frames, 2 k1, b)
+        a = frames.reshape(-1, 1, self.rows, self.columns)
+        partial = np.matmul(self.first, a)  # (n_frames, cuts, 2 k1 / cuts, b)
         spectrum = np.empty((len(frames), n_k1, width), dtype=np.float32)
         np.matmul(
             partial.reshape(-1, n_k1, width).transpose(1, 0, 2), self.second, out=spectrum.transpose(1, 0, 2)
