@@ -6,6 +6,7 @@ import pytest
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--update-golden`` to pytest."""
     parser.addoption(
         "--update-golden",
         action="store_true",
@@ -15,4 +16,5 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 @pytest.fixture
 def update_golden(request: pytest.FixtureRequest) -> bool:
+    """Whether golden files are to be rewritten."""
     return bool(request.config.getoption("--update-golden"))

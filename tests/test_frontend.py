@@ -487,8 +487,9 @@ def test_fingerprint_follows_the_values() -> None:
 
 # --- librosa as an oracle -------------------------------------------------------------------------------------------
 
-ORACLE = [
-    {"sample_rate": 22_050, "n_fft": 2048, "hop_length": 512, "n_mels": 128, "mel_scale": "slaney", "mel_norm": "slaney"},
+SLANEY = {"mel_scale": "slaney", "mel_norm": "slaney"}
+ORACLE: list[dict[str, Any]] = [
+    {"sample_rate": 22_050, "n_fft": 2048, "hop_length": 512, "n_mels": 128, **SLANEY},
     {"sample_rate": 44_100, "n_fft": 1024, "hop_length": 441, "n_mels": 64, "mel_scale": "htk", "mel_norm": "none"},
     {"sample_rate": 44_100, "n_fft": 2048, "hop_length": 1024, "n_mels": 96, "mel_norm": "sum", "power": 1},
     {"sample_rate": 16_000, "n_fft": 512, "hop_length": 160, "win_length": 400, "fmin": 125.0, "fmax": 7500.0},

@@ -11,18 +11,11 @@ libsndfile gives the first stream only; it is flagged.
 from __future__ import annotations
 
 import contextlib
-import errno
-import glob
-import io
 import os
-import stat
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
-from pathlib import Path
-from typing import IO, Any, BinaryIO, TypeAlias
+from typing import Any, BinaryIO, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
@@ -30,7 +23,7 @@ import soundfile
 import soxr
 
 from soundmark.config import AudioLimits
-from soundmark.containers import ACCEPTED, AUDIO_SUFFIXES, SUFFIXES, Input, inspect
+from soundmark.containers import ACCEPTED, AUDIO_SUFFIXES, SUFFIXES, Input, inspect, open_input
 from soundmark.errors import AudioError, ConfigError
 
 Samples: TypeAlias = npt.NDArray[np.float32]
@@ -43,8 +36,6 @@ Source: TypeAlias = (
 BLOCK_FRAMES = 65_536
 """Frames decoded at once, everywhere."""
 
-SPOOL_LIMIT_BYTES = 4 << 30  # read from a pipe when AudioLimits.max_bytes is None
-IN_MEMORY_BYTES = 16 << 20  # smaller files are read once and decoded from memory
 DTYPES = tuple(map(np.dtype, ("f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4")))  # of arrays
 MAX_ABSOLUTE = 1e3  # beyond +60 dBFS the samples are integers in float clothing, or garbage
 SILENT_PEAK = 1e-4  # -80 dBFS
@@ -485,184 +476,3 @@ def windows(samples: Samples, *, window_samples: int, hop_samples: int) -> Sampl
         samples = np.pad(samples, (0, needed - n))
     strides = (hop_samples * samples.itemsize, samples.itemsize)
     return np.lib.stride_tricks.as_strided(samples, (count, window_samples), strides, writeable=False)
-
-
-@dataclass(frozen=True, slots=True)
-class Found:
-    """One path of a scan; with ``error`` it is not to be opened, and becomes a row."""
-
-    path: Path
-    error: AudioError | None = None
-
-
-def scan(
-    paths: Iterable[str | os.PathLike[str]],
-    *,
-    root: str | os.PathLike[str] | None = None,
-    patterns: tuple[str, ...] = AUDIO_SUFFIXES,
-) -> Iterator[Found]:
-    """Yield the recordings under ``paths``, each file once (by device and inode), sorted within folders.
-
-    Files are taken as they are, even when missing (`load` then says so); folders are walked for the endings
-    in ``patterns``, without ``._*`` (macOS metadata); other names with ``* ? [`` are glob patterns (``**``
-    recurses). Links out of the folder, or out of ``root`` where given, are `outside_root`; loops end.
-    """
-    seen: set[tuple[int, int]] = set()
-    for path in [os.fsdecode(path) for path in paths]:
-        literal = os.path.lexists(path) or not glob.has_magic(path)
-        for one in [path] if literal else sorted(glob.glob(path, recursive=True)) or [path]:
-            fence = None if root is None else os.path.realpath(root)
-            if os.path.isdir(one) and (fence is None or _inside(one, fence)):
-                yield from _walk(one, fence or os.path.realpath(one), patterns, seen)
-            else:
-                yield from _one(one, fence, seen, listed=True)
-
-
-def _inside(path: str, fence: str) -> bool:
-    real = os.path.realpath(path)
-    return real == fence or real.startswith(fence.rstrip(os.sep) + os.sep)
-
-
-def _walk(folder: str, fence: str, patterns: tuple[str, ...], seen: set[tuple[int, int]]) -> Iterator[Found]:
-    pending = [folder]  # no recursion: folders can be nested deeper than Python's stack
-    while pending:
-        path = pending.pop()
-        name = os.path.basename(path)
-        if not os.path.isdir(path):
-            if name.lower().endswith(patterns) and not name.startswith("._"):
-                yield from _one(path, fence, seen, listed=False)
-        elif os.path.islink(path) and not _inside(path, fence):
-            yield Found(Path(path), _outside(path))
-        else:
-            try:
-                status = os.stat(path)
-                if (status.st_dev, status.st_ino) not in seen:
-                    seen.add((status.st_dev, status.st_ino))
-                    pending += (os.path.join(path, child) for child in sorted(os.listdir(path), reverse=True))
-            except OSError as error:
-                yield Found(Path(path), path_error(repr(path), error))
-
-
-def _one(path: str, fence: str | None, seen: set[tuple[int, int]], *, listed: bool) -> Iterator[Found]:
-    try:
-        status = os.stat(path)
-    except ValueError:  # a NUL byte; load says not_found
-        yield Found(Path(path))
-        return
-    except OSError as error:
-        yield Found(Path(path), None if listed else path_error(repr(path), error))
-        return
-    if fence is not None and (listed or os.path.islink(path)) and not _inside(path, fence):
-        yield Found(Path(path), _outside(path))
-    elif not listed and not stat.S_ISREG(status.st_mode):
-        yield Found(Path(path), AudioError(f"{path!r}: not a regular file", code="not_regular_file"))
-    elif (status.st_dev, status.st_ino) not in seen:
-        seen.add((status.st_dev, status.st_ino))
-        yield Found(Path(path))
-
-
-def _outside(path: str) -> AudioError:
-    return AudioError(f"{path!r}: leads out of the folder", wanted="files inside it", code="outside_root")
-
-
-def open_input(source: Any, max_bytes: int | None) -> Input:
-    """Return the opened source: path, ``-`` for stdin, bytes-like, or binary file object from its position on.
-
-    Paths are opened once, without blocking, and checked on the descriptor, so that FIFOs and devices neither
-    hang nor are raced. Pipes are spooled.
-
-    Raises:
-        AudioError: ``not_found``, ``not_regular_file``, ``symlink_loop``, ``permission_denied``,
-            ``io_error``, ``file_too_large``, ``empty_file``.
-        ConfigError: the source is of no accepted type.
-    """
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        view = memoryview(source)
-        view = view.cast("B") if view.c_contiguous else memoryview(view.tobytes())
-        opened = Input(f"audio of {len(view)} bytes", len(view), view, None, False)
-    elif isinstance(source, (str, os.PathLike)) and source != "-":
-        opened = _open_path(os.fsdecode(source))
-    elif source == "-" or hasattr(source, "read"):
-        opened = _open_file(sys.stdin.buffer if isinstance(source, str) else source, max_bytes)
-    else:
-        raise ConfigError(
-            f"a source of type {type(source).__name__}",
-            wanted="a path, '-', bytes, a binary file object or (samples, sample_rate)",
-        )
-    if max_bytes is not None and opened.size > max_bytes:
-        opened.close()
-        raise _too_large(opened.name, max_bytes)
-    if opened.size <= 0:
-        opened.close()
-        raise AudioError(f"{opened.name}: 0 bytes", wanted=ACCEPTED, code="empty_file")
-    if opened.file is not None and opened.size <= IN_MEMORY_BYTES:
-        data, path = opened.peek(0, opened.size), opened.path
-        if opened.error is not None:
-            opened.close()
-            raise AudioError(f"{opened.name}: {opened.error!r}", code="io_error")
-        opened.close()
-        opened = Input(opened.name, len(data), memoryview(data), None, False, path)
-    return opened
-
-
-def _open_path(path: str) -> Input:
-    name = repr(path)
-    flags = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC | os.O_NOCTTY
-    try:
-        descriptor = os.open(path, flags)
-    except ValueError:  # NUL byte, or characters that the file system encoding lacks
-        raise AudioError(f"{name}: no such file", wanted="a path to a recording", code="not_found") from None
-    except OSError as error:
-        raise path_error(name, error) from None
-    status = os.fstat(descriptor)
-    if not stat.S_ISREG(status.st_mode):
-        os.close(descriptor)
-        raise AudioError(f"{name}: not a regular file", wanted="a recording", code="not_regular_file")
-    file = os.fdopen(descriptor, "rb", buffering=0)
-    return Input(name, status.st_size, None, file, True, path)
-
-
-PATH_CODES = {
-    **dict.fromkeys((errno.ENOENT, errno.ENOTDIR, errno.ENAMETOOLONG), "not_found"),
-    **dict.fromkeys((errno.ENXIO, errno.ENODEV, errno.EISDIR), "not_regular_file"),
-    **dict.fromkeys((errno.EACCES, errno.EPERM), "permission_denied"),
-    errno.ELOOP: "symlink_loop",
-}
-
-
-def path_error(name: str, error: OSError) -> AudioError:
-    """Return the `AudioError` for an `OSError` on the way to a file."""
-    code = PATH_CODES.get(error.errno or 0, "io_error")
-    return AudioError(
-        f"{name}: {error.strerror or type(error).__name__}", wanted="a readable recording", code=code
-    )
-
-
-def _open_file(file: IO[bytes], max_bytes: int | None) -> Input:
-    name = repr(getattr(file, "name", None) or type(file).__name__)
-    limit = SPOOL_LIMIT_BYTES if max_bytes is None else max_bytes
-    try:
-        if isinstance(file, io.TextIOBase):
-            raise TypeError
-        if getattr(file, "seekable", lambda: False)():
-            start = file.tell()
-            opened = Input(name, file.seek(0, os.SEEK_END), None, file, False)
-            opened.base = start
-            return opened
-        spool = tempfile.SpooledTemporaryFile(IN_MEMORY_BYTES)  # noqa: SIM115 - Input closes it
-        while chunk := file.read(1 << 20):
-            spool.write(chunk)
-            if spool.tell() > limit:
-                spool.close()
-                raise _too_large(name, limit)
-        return Input(name, spool.tell(), None, spool, True)
-    except TypeError:
-        raise ConfigError(f"{name} gives text", wanted="a file object opened in binary mode") from None
-    except AudioError:
-        raise
-    except Exception as error:  # a caller's object may raise anything
-        raise AudioError(f"{name}: {error!r}", wanted="a readable recording", code="io_error") from None
-
-
-def _too_large(name: str, limit: int) -> AudioError:
-    return AudioError(f"{name}: too many bytes", wanted=f"at most {limit} bytes", code="file_too_large")

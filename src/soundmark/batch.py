@@ -9,33 +9,35 @@ import csv
 import json
 import os
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import IO
 
-from soundmark import audio
 from soundmark.classifier import Classifier
 from soundmark.config import AudioLimits
+from soundmark.containers import AUDIO_SUFFIXES
 from soundmark.errors import AudioError
 from soundmark.postprocess import Failure, Prediction
+from soundmark.scan import Found, scan
 
 Row = Prediction | Failure
 STDIN = "-"
 _FORMULA = ("=", "+", "-", "@", "\t", "\r")
 
 
-def expand(paths: Iterable[str | os.PathLike[str]]) -> list[audio.Found]:
+def expand(paths: Iterable[str | os.PathLike[str]]) -> list[Found]:
     """Return the recordings under files, folders and glob patterns, each once; ``-`` is standard input.
 
     Raises:
         AudioError: nothing matched; code ``not_found``, exit status 3.
     """
     given = [os.fspath(path) for path in paths]
-    found = list(audio.scan(path for path in given if path != STDIN))
+    found = list(scan(path for path in given if path != STDIN))
     if STDIN in given:
-        found.insert(0, audio.Found(STDIN))
+        found.insert(0, Found(Path(STDIN)))
     if not found:
         raise AudioError(
             f"nothing matched {', '.join(map(repr, given))}",
-            wanted=f"recordings ({', '.join(audio.AUDIO_SUFFIXES)}), folders of them, or glob patterns",
+            wanted=f"recordings ({', '.join(AUDIO_SUFFIXES)}), folders of them, or glob patterns",
             code="not_found",
         )
     return found
@@ -43,7 +45,7 @@ def expand(paths: Iterable[str | os.PathLike[str]]) -> list[audio.Found]:
 
 def classify_found(
     classifier: Classifier,
-    found: Iterable[audio.Found],
+    found: Iterable[Found],
     *,
     top_k: int = 3,
     limits: AudioLimits | None = None,
