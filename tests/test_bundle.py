@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from msgspec.structs import replace
 
-from soundmark import bundle
+from soundmark import bundle, storage
 from soundmark.bundle import Bundle, Manifest
 from soundmark.config import DecisionConfig, from_dict, to_dict
 from soundmark.errors import BundleError, ConfigError, StorageError
@@ -374,10 +374,10 @@ def test_a_full_disk_never_destroys_the_old_bundle(
 
     monkeypatch.setattr(bundle.os, "fsync", full)
     if step == 5:
-        monkeypatch.setattr(bundle.tempfile, "mkdtemp", full)
+        monkeypatch.setattr(storage.tempfile, "mkdtemp", full)
         calls = 5
     if step == 6:
-        monkeypatch.setattr(bundle, "_replace", full)
+        monkeypatch.setattr(storage, "_replace", full)
         monkeypatch.setattr(bundle.os, "fsync", lambda descriptor: None)
         calls = 6
     with pytest.raises(StorageError, match="No space left") as caught:

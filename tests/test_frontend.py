@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -601,14 +603,43 @@ def test_any_chunking_equals_the_whole(name: str, n: int, sizes: list[int], seed
 
 
 @pytest.mark.parametrize("name", [n for n in STREAMED if not n.startswith("wave")])
-def test_a_frame_does_not_depend_on_where_it_stands_in_a_block(name: str) -> None:
+def test_a_frame_hardly_depends_on_where_it_stands_in_a_block(name: str) -> None:
+    """Stated: to 1e-6 of the largest value. Bit for bit it does not hold everywhere: OpenBLAS' AVX2 kernels round
+    differently in other rows, which is why frame i of a recording keeps its row, in chunks or whole."""
     f = front(**{**CONFIGS[name], "center": False})
     hop, width = f.config.hop_length, f.config.window_length
     x = noise(width + 69 * hop, seed=4)
-    whole = f(x)
+    whole = f.linear(x)
     assert whole.shape[1] == 70  # crosses the block of 64 frames
-    for i in range(70):
-        assert np.array_equal(f(x[i * hop : i * hop + width]), whole[:, i : i + 1]), i
+    alone = np.concatenate([f.linear(x[i * hop : i * hop + width]) for i in range(70)], axis=1)
+    np.testing.assert_allclose(alone, whole, rtol=0, atol=1e-6 * whole.max())
+
+
+@pytest.mark.parametrize("core", ["Prescott", "Nehalem", "Sandybridge", "Haswell"])
+def test_chunks_equal_the_whole_with_the_kernels_of_other_processors(core: str) -> None:
+    """OpenBLAS picks its kernels by processor; `OPENBLAS_CORETYPE` picks those of an older one in a new process."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    if " avx2 " not in flags or " fma " not in flags:
+        pytest.skip("this processor has no AVX2, so it cannot run the kernels of another one")
+    code = (
+        "import sys; sys.path[:0] = sys.argv[1:]\n"
+        "import numpy as np, test_frontend as t\n"
+        "for name in t.STREAMED:\n"
+        "    f = t.front(**t.CONFIGS[name])\n"
+        "    x = t.noise(f.config.window_length + 70 * f.config.hop_length)[:12_000]\n"
+        "    for size in (f.config.hop_length, 1000):\n"
+        "        chunks = t.in_chunks(f, x, [size] * (x.size // size))\n"
+        "        assert np.array_equal(chunks, f(x)), (name, size)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, *sys.path, str(Path(__file__).parent)],
+        env={**os.environ, "OPENBLAS_CORETYPE": core},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
 
 
 def test_a_stream_keeps_no_more_than_a_window() -> None:
@@ -617,7 +648,7 @@ def test_a_stream_keeps_no_more_than_a_window() -> None:
     for _ in range(50):
         stream.push(noise(777))
         assert stream._tail.size < f.config.window_length
-        assert stream._tail.base is None or stream._tail.base.size < 4 * f.config.window_length
+        assert stream._tail.base is None  # no view that keeps a chunk alive
 
 
 def test_streams_do_not_share_state() -> None:

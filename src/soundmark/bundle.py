@@ -8,14 +8,11 @@ Nothing in a bundle is code, and nothing that is not listed is opened.
 
 from __future__ import annotations
 
-import ctypes
 import hashlib
 import json
 import os
 import re
-import shutil
 import stat
-import tempfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib import resources
@@ -26,7 +23,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from soundmark import onnxgraph
+from soundmark import onnxgraph, storage
 from soundmark.config import (
     Config,
     DecisionConfig,
@@ -236,34 +233,19 @@ def write(
     """
     target = Path(os.path.abspath(Path(directory).expanduser()))
     files = {MODEL: model, README: readme.encode(), **(extra or {})}
-    try:
-        if target.exists() and not overwrite:
-            raise StorageError(f"{target} exists", wanted="a new directory, or overwrite")
-        if target.is_symlink() or (
-            target.exists() and not (target / MANIFEST).is_file() and any(target.iterdir())
-        ):
-            raise StorageError(f"{target} is not a bundle", wanted="a new directory, or a bundle to replace")
-        target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    except OSError as error:
-        raise StorageError(f"{target} cannot be written: {error.strerror or error}") from None
-    try:
-        sealed = seal(manifest, {name: _sha256(data) for name, data in files.items()})
+    sealed = seal(manifest, {name: _sha256(data) for name, data in files.items()})
+    if target.is_symlink() or (
+        target.is_dir() and not (target / MANIFEST).is_file() and any(target.iterdir())
+    ):
+        raise StorageError(f"{target} is not a bundle", wanted="a new directory, or a bundle to replace")
+
+    def fill(scratch: Path) -> None:
         for name, data in {**files, MANIFEST: _canonical(to_dict(sealed))}.items():
-            _write_file(temporary / name, data)
-        temporary.chmod(0o755)
-        checked = read(temporary)
-        _sync(temporary)
-        _replace(temporary, target)
-        _sync(target.parent)
-    except OSError as error:
-        raise StorageError(
-            f"{target} cannot be written: {error.strerror or error}",
-            cause="what was there before is intact",
-        ) from None
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    return Bundle(target, checked.manifest, checked.model)
+            (scratch / name).write_bytes(data)
+        read(scratch)
+
+    storage.write_folder(target, fill, overwrite=overwrite)
+    return Bundle(target, sealed, model)
 
 
 def seal(manifest: Manifest, files: Mapping[str, str]) -> Manifest:
@@ -361,29 +343,3 @@ def _read_file(folder: int, path: Path, name: str) -> bytes:
     if len(data) > cap:
         raise BundleError(f"{path / name} is larger than {cap >> 20} MiB", wanted="a smaller file")
     return data
-
-
-def _write_file(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _replace(new: Path, target: Path) -> None:
-    """Put ``new`` in the place of ``target`` in one step; ``new`` is what was there, afterwards."""
-    if not target.exists():
-        new.rename(target)
-        return
-    libc = ctypes.CDLL(None, use_errno=True)
-    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE (renameat2(2))
-    if libc.renameat2(here, os.fsencode(new), here, os.fsencode(target), exchange) != 0:
-        raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))

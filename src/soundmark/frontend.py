@@ -1,9 +1,9 @@
 """Samples to features: the only implementation. Training caches it, serving calls it, export generates from it.
 
 Float32 throughout. The DFT is two batched matrix products (Cooley-Tukey with ``n_fft = rows x columns``), which the
-BLAS inside numpy does about four times faster than `numpy.fft`. Frames go through in blocks of one fixed size, so that
-a frame's value depends neither on its neighbours nor on how many frames there are: any chunking of a recording gives
-bit-identical features. Conventions are librosa's (`librosa.feature.melspectrogram`, `librosa.filters.mel`), with two
+BLAS inside numpy does about four times faster than `numpy.fft`. Frames go through in blocks of one fixed size, and
+frame i of a recording always stands in the same row of its block: any chunking of a recording gives bit-identical
+features. Conventions are librosa's (`librosa.feature.melspectrogram`, `librosa.filters.mel`), with two
 stated differences: a window shorter than ``n_fft`` is padded at its end (as `tf.signal.stft` does), and ``center``
 pads half a *window* of zeros.
 """
@@ -122,8 +122,12 @@ class Frontend:
     def _pad(self) -> int:
         return self.config.window_length // 2 if self.config.center and self.config.kind != "wave" else 0
 
-    def _frames(self, padded: Array) -> Array:
-        """Return ``(n_frames, n_linear)`` of already padded samples."""
+    def _frames(self, padded: Array, *, row: int = 0) -> Array:
+        """Return ``(n_frames, n_linear)`` of already padded samples; ``row`` is the number of frames before them.
+
+        Blocks have one fixed number of rows, and frame i of a recording always stands in the same row: BLAS (the AVX2
+        kernels, for one) may round differently for another number of rows, or in another row.
+        """
         dft, width, n_fft = self._dft, self.config.window_length, self.config.n_fft
         assert dft is not None
         n_linear = n_fft // 2 + 1 if self._bands is None else self.config.n_mels
@@ -131,11 +135,12 @@ class Frontend:
             return np.empty((0, n_linear), dtype=np.float32)
         frames = np.lib.stride_tricks.sliding_window_view(padded, width)[:: self.config.hop_length]
         out = np.empty((len(frames), n_linear), dtype=np.float32)
-        size = dft.block_frames(n_linear)  # fixed: BLAS may round differently for another number of rows
+        size = dft.block_frames(n_linear)
         block = np.zeros((size, n_fft), dtype=np.float32)  # zeros beyond the window stay
-        for start in range(0, len(frames), size):
-            n = min(size, len(frames) - start)
-            np.multiply(frames[start : start + n], self.window, out=block[:n, :width])
+        for top in range(-(row % size), len(frames), size):  # the frame in row 0 of this block
+            here = slice(max(top, 0), min(top + size, len(frames)))
+            rows = slice(here.start - top, here.stop - top)
+            np.multiply(frames[here], self.window, out=block[rows, :width])
             power = dft.power(block)  # (size, k1, k2)
             if self.config.power == 1:
                 np.sqrt(power, out=power)
@@ -143,7 +148,7 @@ class Frontend:
                 block_out = power.reshape(size, -1)[:, dft.position]
             else:
                 block_out = np.matmul(power.transpose(1, 0, 2), self._bands).sum(axis=0)  # (size, n_mels)
-            out[start : start + n] = block_out[:n]
+            out[here] = block_out[rows]
         return out
 
 
@@ -226,6 +231,7 @@ class FrontendStream:
             )
         self._frontend = frontend
         self._tail: Array = np.zeros(frontend._pad, dtype=np.float32)
+        self._n_frames = 0
 
     def push(self, chunk: Array) -> Array:
         """Return the columns ``(n_rows, k)`` that ``chunk`` (n_samples,) completes, k may be 0."""
@@ -235,8 +241,9 @@ class FrontendStream:
         config = self._frontend.config
         samples = np.concatenate([self._tail, chunk])
         n_frames = max(0, 1 + (samples.size - config.window_length) // config.hop_length)
-        self._tail = samples[n_frames * config.hop_length :]
-        linear = self._frontend._frames(samples if n_frames else samples[:0])
+        self._tail = samples[n_frames * config.hop_length :].copy()  # a view would keep the whole chunk alive
+        linear = self._frontend._frames(samples if n_frames else samples[:0], row=self._n_frames)
+        self._n_frames += n_frames
         return self._frontend.finish(linear.T)  # type: ignore[no-any-return]
 
     def flush(self) -> Array:

@@ -5,6 +5,7 @@ Everything is written aside in the same folder, flushed to the disk, and then re
 
 from __future__ import annotations
 
+import ctypes
 import os
 import shutil
 import tempfile
@@ -45,6 +46,8 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, overwrite: bool 
     """
     if folder.exists() and not overwrite:
         raise StorageError(f"{folder} exists", wanted="a new folder", cause="give --overwrite to replace it")
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder} is a file", wanted="a folder to replace, or a new one")
     with _as_storage_error(folder, 0):
         folder.parent.mkdir(parents=True, exist_ok=True)
         scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
@@ -54,17 +57,28 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, overwrite: bool 
                 _sync_file(file)
             _sync_folder(scratch)
             os.chmod(scratch, 0o777 & ~_umask())
-            if folder.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{folder.name}.old.", dir=folder.parent))
-                os.replace(folder, old / folder.name)
-                os.replace(scratch, folder)
-                shutil.rmtree(old, ignore_errors=True)
-            else:
-                os.replace(scratch, folder)
-        except BaseException:
-            shutil.rmtree(scratch, ignore_errors=True)
-            raise
+            _replace(scratch, folder)
+        finally:
+            shutil.rmtree(scratch, ignore_errors=True)  # what failed, or the old folder
         _sync_folder(folder.parent)
+
+
+def _replace(new: Path, folder: Path) -> None:
+    """Put ``new`` in the place of ``folder`` in one step; what was there is afterwards at ``new``."""
+    if not folder.exists():
+        os.replace(new, folder)
+        return
+    here, exchange = -100, 2  # AT_FDCWD, RENAME_EXCHANGE: renameat2(2) of Linux
+    renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
+    if renameat2 and renameat2(here, os.fsencode(new), here, os.fsencode(folder), exchange) == 0:
+        return
+    aside = Path(
+        tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
+    )  # a system without an exchange
+    os.replace(folder, aside / folder.name)
+    os.replace(new, folder)
+    os.replace(aside / folder.name, new)
+    aside.rmdir()
 
 
 @contextmanager
