@@ -1,6 +1,6 @@
 """Log-mel of 5 s on one core: our front end against librosa, equal output required.
 
-    python benchmarks/frontend.py [--out frontend.json]
+python benchmarks/frontend.py [--out frontend.json]
 """
 
 from __future__ import annotations
@@ -24,7 +24,9 @@ LARGEST_DIFFERENCE_DB = 1e-3
 
 CONFIGS = {
     "edge preset": load_preset("edge").frontend,
-    "22.05 kHz, 1024/512, 128": FrontendConfig(sample_rate=22_050, n_fft=1024, hop_length=512, n_mels=128, fmin=20),
+    "22.05 kHz, 1024/512, 128": FrontendConfig(
+        sample_rate=22_050, n_fft=1024, hop_length=512, n_mels=128, fmin=20
+    ),
     "16 kHz, 512/160, 64": FrontendConfig(sample_rate=16_000, n_fft=512, hop_length=160, n_mels=64, fmin=60),
     "44.1 kHz, 2048/512, 128": FrontendConfig(sample_rate=44_100, n_fft=2048, hop_length=512, n_mels=128),
 }
@@ -53,7 +55,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/results/frontend.json"))
     args = parser.parse_args()
     rows = []
-    print(f"{'log-mel of 5 s, one core':<28}{'ours ms':>9}{'librosa ms':>12}{'faster':>8}{'difference dB':>15}")
+    print(
+        f"{'log-mel of 5 s, one core':<28}{'ours ms':>9}{'librosa ms':>12}{'faster':>8}{'difference dB':>15}"
+    )
     for name, config in CONFIGS.items():
         rng = np.random.default_rng(0)
         samples = (0.1 * rng.standard_normal(SECONDS * config.sample_rate)).astype(np.float32)
@@ -80,7 +84,8 @@ def main() -> None:
             f"{row['max_difference_db']:>15.1e}"
         )
     timing.write(
-        args.out, {"machine": timing.machine(), "librosa": librosa.__version__, "rounds": args.rounds, "rows": rows}
+        args.out,
+        {"machine": timing.machine(), "librosa": librosa.__version__, "rounds": args.rounds, "rows": rows},
     )
 
 

@@ -84,7 +84,9 @@ def main() -> None:
         if "stages_ms" in row:
             print("    " + ", ".join(f"{k} {v}" for k, v in row["stages_ms"].items()))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
-    timing.write(args.out, {"machine": timing.machine(), "rounds": args.rounds, "rows": rows, "peak_rss_mb": peak})
+    timing.write(
+        args.out, {"machine": timing.machine(), "rounds": args.rounds, "rows": rows, "peak_rss_mb": peak}
+    )
 
 
 if __name__ == "__main__":

@@ -53,7 +53,9 @@ def config_options(kind: type[config.Config], section: str) -> Callable[[Any], A
 
     def decorate(verb: Any) -> Any:
         for name, comment in reversed(config.describe(kind).items()):
-            verb = click.option(f"--{name.replace('_', '-')}", f"{section}.{name}", metavar="VALUE", help=comment)(verb)
+            verb = click.option(
+                f"--{name.replace('_', '-')}", f"{section}.{name}", metavar="VALUE", help=comment
+            )(verb)
         return verb
 
     return decorate
@@ -68,13 +70,21 @@ def cli() -> None:
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
 @click.option("--model", metavar="M", help=MODEL_HELP)
-@click.option("--top-k", type=click.IntRange(1), default=3, show_default=True, help="Labels listed per recording.")
 @click.option(
-    "--format", "form", type=click.Choice(["table", "json", "jsonl", "csv"]), default="table", show_default=True
+    "--top-k", type=click.IntRange(1), default=3, show_default=True, help="Labels listed per recording."
+)
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["table", "json", "jsonl", "csv"]),
+    default="table",
+    show_default=True,
 )
 @click.option("--max-seconds", type=float, help=config.describe(config.AudioLimits)["max_seconds"])
 @click.option("--strict", is_flag=True, help="Refuse damaged recordings instead of flagging them.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one model run.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one model run."
+)
 def classify(
     paths: tuple[str, ...],
     model: str | None,
@@ -105,7 +115,9 @@ def classify(
 @click.option("--train-folds", metavar="K,K", help="Narrower choice of training folds; default: all others.")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on where the run folder stands.")
-@click.option("--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any preset value.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any preset value."
+)
 @click.option("--print-config", is_flag=True, help="Print the merged preset as TOML and stop.")
 @config_options(config.TrainConfig, "train")
 def train(
@@ -176,7 +188,9 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
 @click.option("--folds", metavar="K,K", help="Folds to score; default: all.")
 @click.option("--out", type=click.Path(path_type=Path), help="Report file (JSON).")
 @click.option("--against", metavar="M", help="Second bundle: print how often both name the same label.")
-@click.option("--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one model run.")
+@click.option(
+    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one model run."
+)
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 def evaluate(
     model: str | None,
@@ -226,7 +240,9 @@ def info(model: str | None, as_json: bool) -> None:
 @cli.command()
 @click.option("--out", type=click.Path(path_type=Path), default=Path("soundmark-demo"), show_default=True)
 @click.option("--model", metavar="M", help=MODEL_HELP)
-@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, other sounds.")
+@click.option(
+    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, other sounds."
+)
 def demo(out: Path, model: str | None, seed: int) -> None:
     """Make everyday sounds in code, write them as WAV files, and let the model name them, right or wrong."""
     from soundmark import render

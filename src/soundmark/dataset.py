@@ -82,7 +82,8 @@ class Dataset:
         unknown = sorted(set(labels) - set(self.labels))
         if unknown:
             raise DatasetError(
-                f"{self.name} has no label {', '.join(unknown)}", wanted=f"labels out of {', '.join(self.labels)}"
+                f"{self.name} has no label {', '.join(unknown)}",
+                wanted=f"labels out of {', '.join(self.labels)}",
             )
         kept = tuple(clip for clip in self.clips if clip.label in set(labels))
         return replace(self, name=f"{self.name} ({len(labels)} classes)", labels=tuple(labels), clips=kept)
@@ -146,10 +147,12 @@ def load_esc50(root: str | Path | None = None) -> Dataset:
             row["take"],
             row["target"],
         ):
-            problems.append(f"line {line}: {row['filename']} contradicts fold, src_file, take or target of its row")
+            problems.append(
+                f"line {line}: {row['filename']} contradicts fold, src_file, take or target of its row"
+            )
         elif names.setdefault(int(row["target"]), row["category"]) != row["category"]:
             problems.append(
-                f"line {line}: target {row['target']} is {row['category']!r} here and {names[int(row['target'])]!r} above"
+                f"line {line}: target {row['target']} is {row['category']!r} here, {names[int(row['target'])]!r} above"
             )
         elif stem not in audio:
             problems.append(f"line {line}: no audio file {stem}.* in {root / 'audio'}")
@@ -199,12 +202,16 @@ def _read_table(table: Path, columns: Sequence[str]) -> list[tuple[int, dict[str
     missing = [name for name in columns if name not in (reader.fieldnames or [])]
     if missing:
         raise DatasetError(
-            f"{table} lacks the columns {', '.join(missing)}", wanted=f"columns {', '.join(columns)}", code="bad_table"
+            f"{table} lacks the columns {', '.join(missing)}",
+            wanted=f"columns {', '.join(columns)}",
+            code="bad_table",
         )
     rows, problems = [], []
     for row in reader:
         if None in row or any(row[name] is None for name in columns):
-            problems.append(f"line {reader.line_num}: {len(row)} cells where {len(reader.fieldnames or [])} are due")
+            problems.append(
+                f"line {reader.line_num}: {len(row)} cells where {len(reader.fieldnames or [])} are due"
+            )
         elif not row["fold"].isdecimal() or not 1 <= int(row["fold"]) <= 5:
             problems.append(f"line {reader.line_num}: fold {row['fold']!r} is not 1 to 5")
         elif not row["target"].isdecimal() or int(row["target"]) >= 50:
@@ -218,7 +225,9 @@ def _read_table(table: Path, columns: Sequence[str]) -> list[tuple[int, dict[str
 def _refuse(table: Path, problems: list[str]) -> None:
     if problems:
         more = f" ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DatasetError(f"{table}: {'; '.join(problems[:10])}{more}", wanted="the official table", code="bad_table")
+        raise DatasetError(
+            f"{table}: {'; '.join(problems[:10])}{more}", wanted="the official table", code="bad_table"
+        )
 
 
 def _by_stem(folder: Path) -> dict[str, Path]:
@@ -226,7 +235,9 @@ def _by_stem(folder: Path) -> dict[str, Path]:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetError(
-            f"{folder} cannot be read ({error.strerror})", wanted="ESC-50: meta/esc50.csv and audio/", code="no_audio"
+            f"{folder} cannot be read ({error.strerror})",
+            wanted="ESC-50: meta/esc50.csv and audio/",
+            code="no_audio",
         ) from None
     return {Path(e.name).stem: Path(e.path) for e in entries if Path(e.name).suffix.lower() in _SUFFIXES}
 

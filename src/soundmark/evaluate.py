@@ -139,7 +139,9 @@ def evaluate(
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "onnxruntime": onnxruntime.__version__,
     }
-    return Report(figures(answers, len(failures), dataset.labels), provenance, tuple(answers), tuple(failures))
+    return Report(
+        figures(answers, len(failures), dataset.labels), provenance, tuple(answers), tuple(failures)
+    )
 
 
 def stamps(classifier: Classifier, dataset: Dataset, folds: tuple[int, ...]) -> list[str]:

@@ -12,7 +12,14 @@ from typing import TYPE_CHECKING, Any
 import soundfile
 from rich.console import Console
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from soundmark import batch, config
@@ -95,7 +102,9 @@ def print_report(report: Report) -> None:
     )
     console.print(table)
     worst = sorted((row for row in figures["per_class"] if row["clips"]), key=lambda row: row["recall"])
-    console.print("lowest recall: " + ", ".join(f"{r['label']} {r['recall']:.0%}" for r in worst[:WORST_CLASSES]))
+    console.print(
+        "lowest recall: " + ", ".join(f"{r['label']} {r['recall']:.0%}" for r in worst[:WORST_CLASSES])
+    )
     console.print("confused most: " + (", ".join(_worst_pairs(figures)) or "none"))
     console.print(
         f"{made['seconds']:.1f} s, {1e3 * made['seconds'] / max(1, made['n_clips']):.1f} ms per clip, "
@@ -217,7 +226,9 @@ def _worst_pairs(figures: dict[str, Any], most: int = 3) -> list[str]:
 
 def _visible(text: str) -> str:
     """Return ``text`` with control characters and lone surrogates written out, so that no name moves the cursor."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+    return "".join(
+        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
+    )
 
 
 def _counted(rows: Iterable[batch.Row], on_clip: OnClip) -> Iterator[batch.Row]:

@@ -85,7 +85,9 @@ def export(
     """
     config = config or run.preset.export
     if not run.info.get("finished"):
-        raise TrainingError(f"{run.path} is not finished", wanted="a finished run; start the same command again")
+        raise TrainingError(
+            f"{run.path} is not finished", wanted="a finished run; start the same command again"
+        )
     store = _training_features(run, data, on_clip)
     shape = (int(store.linear.shape[1]), int(store.linear.shape[2]))
     network = networks.build(run.preset.network, shape, len(run.labels))
@@ -98,7 +100,9 @@ def export(
         if config.quantize:
             calibration = _features(store, config.calibration_clips, offset=0)
             model = quantize(fp32, calibration, config)
-        agreement = _agreement(network, fp32.read_bytes(), model, _features(store, config.golden_windows, offset=1))
+        agreement = _agreement(
+            network, fp32.read_bytes(), model, _features(store, config.golden_windows, offset=1)
+        )
     if agreement.torch_onnx_max_difference > MAX_TORCH_ONNX_DIFFERENCE:
         raise TrainingError(
             f"torch and ONNX differ by {agreement.torch_onnx_max_difference:.2g} in a score",
@@ -159,7 +163,9 @@ def to_onnx(network: nn.Module, shape: tuple[int, int], path: Path) -> None:
 def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
     """Return the int8 model: QDQ, symmetric per-channel weights, ranges from ``calibration`` (n, rows, frames)."""
     if len(calibration) == 0 or float(calibration.std()) < 1e-6:
-        raise TrainingError("no varied calibration windows", wanted="training clips with sound", code="bad_calibration")
+        raise TrainingError(
+            "no varied calibration windows", wanted="training clips with sound", code="bad_calibration"
+        )
     graph = onnx.load(fp32).graph
     convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
     methods = {
@@ -196,7 +202,9 @@ class _Reader(ortq.CalibrationDataReader):  # type: ignore[misc]
         return None if window is None else {INPUT: window[None]}
 
 
-def _training_features(run: Run, data: str | Path | None, on_clip: Callable[[int], None] | None) -> FeatureStore:
+def _training_features(
+    run: Run, data: str | Path | None, on_clip: Callable[[int], None] | None
+) -> FeatureStore:
     train_set = load_esc50(data or run.info["data_root"]).in_folds(run.info["train_folds"])
     if train_set.digest() != run.info["data_digest"]:
         raise TrainingError(
@@ -234,7 +242,9 @@ def _agreement(network: nn.Module, fp32: bytes, model: bytes, features: Array) -
 
 def _manifest(run: Run, model: bytes, config: ExportConfig, agreement: Agreement) -> bundle.Manifest:
     preset = run.preset
-    training = {key: value for key, value in run.info.items() if key not in ("labels", "data_root", "finished")}
+    training = {
+        key: value for key, value in run.info.items() if key not in ("labels", "data_root", "finished")
+    }
     return bundle.Manifest(
         name=preset.name,
         created_by=f"soundmark {soundmark.__version__}",
@@ -258,7 +268,8 @@ def _manifest(run: Run, model: bytes, config: ExportConfig, agreement: Agreement
 
 
 LICENCE = (
-    "Apache-2.0 (weights); trained on ESC-50, whose recordings are CC BY-NC 3.0 (ESC-10 subset CC BY 3.0): see README.md"
+    "Apache-2.0 (weights); trained on ESC-50, whose recordings are CC BY-NC 3.0 "
+    "(ESC-10 subset CC BY 3.0): see README.md"
 )
 
 

@@ -67,7 +67,9 @@ def open_run(path: Path) -> Run:
     try:
         info = json.loads((path / "run.json").read_text("utf-8"))
     except (OSError, ValueError):
-        raise TrainingError(f"{path} is not a training run", wanted="a folder made by `soundmark train`") from None
+        raise TrainingError(
+            f"{path} is not a training run", wanted="a folder made by `soundmark train`"
+        ) from None
     return Run(path, load_preset(path / "preset.toml"), info)
 
 
@@ -100,7 +102,9 @@ def train(
     """
     folds = train_folds or tuple(fold for fold in dataset.folds if fold != test_fold)
     if test_fold in folds:
-        raise TrainingError(f"fold {test_fold} is both trained and tested on", wanted="disjoint folds", code="leak")
+        raise TrainingError(
+            f"fold {test_fold} is both trained and tested on", wanted="disjoint folds", code="leak"
+        )
     train_set = dataset.in_folds(folds)
     info = {
         "soundmark": soundmark.__version__,
@@ -138,10 +142,13 @@ def _fit(
     one_hot = nn.functional.one_hot(targets, len(train_set.labels)).float()
 
     torch.manual_seed(config.seed)
-    network = networks.build(preset.network, store.frontend.shape(_window_samples(preset)), len(train_set.labels))
-    network = network.to(memory_format=torch.channels_last)
+    network = networks.build(
+        preset.network, store.frontend.shape(_window_samples(preset)), len(train_set.labels)
+    )
+    network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(network, config)
-    averaged = AveragedModel(network, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+    average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     steps = max(1, len(linear) // (config.batch_size * fabric.world_size))
     start = _restore(out, network, optimizer, averaged)
     model, optimizer = fabric.setup(network, optimizer)
@@ -167,7 +174,9 @@ def _fit(
                     linear[rows], one_hot[rows], preset.augment, power=_power(preset), generator=generator
                 )
                 x = mask(features(batch), preset.augment, generator).to(fabric.device)
-                soft = (soft * (1 - config.label_smoothing) + config.label_smoothing / soft.shape[1]).to(fabric.device)
+                soft = (soft * (1 - config.label_smoothing) + config.label_smoothing / soft.shape[1]).to(
+                    fabric.device
+                )
                 lr = learning_rate(config, (epoch * steps + step) / (config.epochs * steps))
                 for group in optimizer.param_groups:
                     group["lr"] = lr
@@ -304,7 +313,9 @@ def _lock(out: Path) -> Iterator[None]:
         out.mkdir(parents=True, exist_ok=True)
         handle = os.open(out / "lock", os.O_RDWR | os.O_CREAT, 0o644)
     except OSError as error:
-        raise StorageError(f"{out} cannot be written ({error.strerror})", wanted="a writable run folder") from None
+        raise StorageError(
+            f"{out} cannot be written ({error.strerror})", wanted="a writable run folder"
+        ) from None
     try:
         if int(os.environ.get("LOCAL_RANK", "0")) == 0:
             try:
@@ -325,7 +336,7 @@ def _lock(out: Path) -> Iterator[None]:
 def _summary_writer(out: Path, active: bool) -> Iterator[Callable[[EpochReport], None]]:
     """Yield a function that appends one epoch to history.jsonl and to TensorBoard."""
     if not active:
-        yield lambda report: None
+        yield lambda _: None
         return
     from torch.utils.tensorboard import SummaryWriter
 

@@ -7,6 +7,8 @@ pooling, 10.1109/access.2022.3232807), because most sounds fill a part of the wi
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -27,9 +29,11 @@ class Edge(nn.Module):
                 f"features of shape {shape} and {len(channels)} stages",
                 wanted=f"2 or more stages, and at least {2 ** len(channels)} rows and frames for {len(channels)}",
             )
-        self.stem = nn.Sequential(nn.Conv2d(1, channels[0], 3, 2, 1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU())
+        self.stem = nn.Sequential(
+            nn.Conv2d(1, channels[0], 3, 2, 1, bias=False), nn.BatchNorm2d(channels[0]), nn.ReLU()
+        )
         stages: list[nn.Module] = []
-        for before, after in zip(channels[:-1], channels[1:], strict=True):
+        for before, after in pairwise(channels):
             stages += [nn.MaxPool2d(2), Residual(before, after)]
         self.stages = nn.Sequential(*stages)
         frames = -(-shape[1] // 2) >> (len(channels) - 1)  # after the stem and every pooling
@@ -49,7 +53,9 @@ class Residual(nn.Module):
 
     def __init__(self, before: int, after: int) -> None:
         super().__init__()
-        self.conv1 = nn.Sequential(nn.Conv2d(before, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU())
+        self.conv1 = nn.Sequential(
+            nn.Conv2d(before, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+        )
         self.conv2 = nn.Sequential(nn.Conv2d(after, after, 3, 1, 1, bias=False), nn.BatchNorm2d(after))
         self.shortcut: nn.Module = nn.Identity()
         if before != after:
