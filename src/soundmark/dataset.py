@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 import re
 from collections import Counter, defaultdict
@@ -26,7 +27,9 @@ ESC50_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", 
 ESC50_SHARED_SOURCES = frozenset({"131943", "134049", "209698", "234879"})
 """Sources that stand in several official folds of ESC-50, each time under another label (9 clips)."""
 
-_ESC50_NAME = re.compile(r"(?P<fold>[1-5])-(?P<source>\d+)-(?P<take>[A-Z])-(?P<target>\d+)")
+_ESC50_NAME = re.compile(
+    r"(?P<stem>(?P<fold>[1-5])-(?P<source>[0-9]+)-(?P<take>[A-Z])-(?P<target>[0-9]+))(\.[A-Za-z0-9]{1,5})?"
+)
 _SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 
 
@@ -80,6 +83,10 @@ class Dataset:
     def with_labels(self, labels: Sequence[str]) -> Dataset:
         """Return the clips of ``labels`` only, with those labels in that order (ESC-10, ten-class subsets)."""
         unknown = sorted(set(labels) - set(self.labels))
+        if not labels or len(set(labels)) != len(labels):
+            raise DatasetError(
+                f"labels {', '.join(labels) or '(none)'}", wanted="one or more labels, each once"
+            )
         if unknown:
             raise DatasetError(
                 f"{self.name} has no label {', '.join(unknown)}",
@@ -137,10 +144,12 @@ def load_esc50(root: str | Path | None = None) -> Dataset:
     names: dict[int, str] = {}
     problems: list[str] = []
     for line, row in rows:
-        stem = Path(row["filename"]).stem
-        match = _ESC50_NAME.fullmatch(stem)
+        match = _ESC50_NAME.fullmatch(row["filename"])  # a plain name: no folder, no way out of audio/
+        stem = match["stem"] if match else ""
         if not match:
-            problems.append(f"line {line}: file name {row['filename']!r}")
+            problems.append(
+                f"line {line}: file name {row['filename'][:80]!r} is not FOLD-SOURCE-TAKE-TARGET.wav"
+            )
         elif match.group("fold", "source", "take", "target") != (
             row["fold"],
             row["src_file"],
@@ -198,7 +207,17 @@ def _read_table(table: Path, columns: Sequence[str]) -> list[tuple[int, dict[str
             cause="--data names another folder",
             code="no_table",
         ) from None
-    reader = csv.DictReader(text.splitlines())
+    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
+    try:
+        return _checked_rows(reader, table, columns)
+    except csv.Error as error:
+        _refuse(table, [f"line {reader.line_num}: {error}"])
+        raise
+
+
+def _checked_rows(
+    reader: csv.DictReader[str], table: Path, columns: Sequence[str]
+) -> list[tuple[int, dict[str, str]]]:
     missing = [name for name in columns if name not in (reader.fieldnames or [])]
     if missing:
         raise DatasetError(
@@ -212,10 +231,10 @@ def _read_table(table: Path, columns: Sequence[str]) -> list[tuple[int, dict[str
             problems.append(
                 f"line {reader.line_num}: {len(row)} cells where {len(reader.fieldnames or [])} are due"
             )
-        elif not row["fold"].isdecimal() or not 1 <= int(row["fold"]) <= 5:
-            problems.append(f"line {reader.line_num}: fold {row['fold']!r} is not 1 to 5")
-        elif not row["target"].isdecimal() or int(row["target"]) >= 50:
-            problems.append(f"line {reader.line_num}: target {row['target']!r} is not 0 to 49")
+        elif not re.fullmatch("[1-5]", row["fold"]):
+            problems.append(f"line {reader.line_num}: fold {row['fold'][:20]!r} is not 1 to 5")
+        elif not re.fullmatch("[1-4]?[0-9]", row["target"]):
+            problems.append(f"line {reader.line_num}: target {row['target'][:20]!r} is not 0 to 49")
         else:
             rows.append((reader.line_num, row))
     _refuse(table, problems)
@@ -239,7 +258,10 @@ def _by_stem(folder: Path) -> dict[str, Path]:
             wanted="ESC-50: meta/esc50.csv and audio/",
             code="no_audio",
         ) from None
-    return {Path(e.name).stem: Path(e.path) for e in entries if Path(e.name).suffix.lower() in _SUFFIXES}
+    wanted = (e for e in entries if Path(e.name).suffix.lower() in _SUFFIXES)
+    return {
+        Path(e.name).stem: Path(e.path) for e in wanted if os.path.isfile(e.path)
+    }  # a FIFO would block for ever
 
 
 def _sha256(clip: Clip) -> str:

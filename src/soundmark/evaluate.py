@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import platform
 import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -115,10 +115,12 @@ def evaluate(
     began = time.perf_counter()
     answers: list[Answer] = []
     failures: list[Failure] = []
+    failed: list[Clip] = []
     rows = classifier.classify_many([clip.path for clip in test_set.clips], top_k=1)
     for clip, row in zip(test_set.clips, rows, strict=True):
         if isinstance(row, Failure):
             failures.append(row)
+            failed.append(clip)
         else:
             answers.append(_answer(clip, classifier, row.scores, row.flags))
         if on_clip:
@@ -139,9 +141,7 @@ def evaluate(
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "onnxruntime": onnxruntime.__version__,
     }
-    return Report(
-        figures(answers, len(failures), dataset.labels), provenance, tuple(answers), tuple(failures)
-    )
+    return Report(figures(answers, failed, dataset.labels), provenance, tuple(answers), tuple(failures))
 
 
 def stamps(classifier: Classifier, dataset: Dataset, folds: tuple[int, ...]) -> list[str]:
@@ -151,16 +151,22 @@ def stamps(classifier: Classifier, dataset: Dataset, folds: tuple[int, ...]) -> 
     """
     training = classifier.manifest.provenance.get("training", {})
     seen = training.get("train_folds")
-    if not isinstance(seen, list):
+    if not isinstance(seen, list) or not seen or not all(isinstance(fold, int) for fold in seen):
         return ["UNKNOWN TRAINING: the bundle does not say which clips it was trained on"]
-    both = sorted(set(seen) & set(folds)) if training.get("data", dataset.name) == dataset.name else []
+    same = _collection(str(training.get("data", dataset.name))) == _collection(dataset.name)
+    both = sorted(set(seen) & set(folds)) if same else []
     return [f"TRAINED ON fold {', '.join(map(str, both))}: not a test figure"] if both else []
 
 
-def figures(answers: list[Answer], n_failed: int, labels: tuple[str, ...]) -> dict[str, Any]:
+def _collection(name: str) -> str:
+    """Return the data set that a choice of its labels was made from (see `Dataset.with_labels`)."""
+    return name.partition(" (")[0]
+
+
+def figures(answers: Sequence[Answer], failed: Sequence[Clip], labels: tuple[str, ...]) -> dict[str, Any]:
     """Return accuracy with its 95 % interval, top-3, macro F1, per fold, per class and the confusion matrix.
 
-    A clip that could not be classified counts as wrong. The interval is a percentile bootstrap over *sources*
+    A clip that could not be classified (``failed``) counts as wrong everywhere. The interval is a percentile bootstrap over *sources*
     (Efron 1979), because clips cut from one recording are not independent. Macro F1 averages the classes that occur.
     """
     index = {label: i for i, label in enumerate(labels)}
@@ -168,18 +174,21 @@ def figures(answers: list[Answer], n_failed: int, labels: tuple[str, ...]) -> di
     for answer in answers:
         if answer.heard in index:
             confusion[index[answer.label], index[answer.heard]] += 1
-    n = len(answers) + n_failed
+    missed = [Answer(c.name, c.fold, c.source, c.label, "", 0.0, len(labels), ()) for c in failed]
+    clips = [*answers, *missed]
+    n = len(clips)
     per_fold: dict[int, list[bool]] = defaultdict(list)
-    for answer in answers:
+    for answer in clips:
         per_fold[answer.fold].append(answer.right)
-    per_class = [_class_figures(i, label, confusion) for i, label in enumerate(labels)]
+    of_label = Counter(answer.label for answer in clips)
+    per_class = [_class_figures(i, label, of_label[label], confusion) for i, label in enumerate(labels)]
     present = [row["f1"] for row in per_class if row["clips"]]
     return {
         "accuracy": _share(sum(a.right for a in answers), n),
-        "accuracy_interval_95": bootstrap_interval(answers),
+        "accuracy_interval_95": bootstrap_interval(clips),
         f"top{HEADLINE_TOP}": _share(sum(a.rank < HEADLINE_TOP for a in answers), n),
         "macro_f1": round(float(np.mean(present)), 6) if present else 0.0,
-        "failed": n_failed,
+        "failed": len(failed),
         "per_fold": {str(fold): _share(sum(right), len(right)) for fold, right in sorted(per_fold.items())},
         "per_class": per_class,
         "labels": list(labels),
@@ -187,7 +196,7 @@ def figures(answers: list[Answer], n_failed: int, labels: tuple[str, ...]) -> di
     }
 
 
-def bootstrap_interval(answers: list[Answer], *, seed: int = 0) -> list[float]:
+def bootstrap_interval(answers: Sequence[Answer], *, seed: int = 0) -> list[float]:
     """Return the 95 % interval ``[low, high]`` of the accuracy, resampling whole sources `BOOTSTRAP_ROUNDS` times."""
     right: dict[str, list[bool]] = defaultdict(list)
     for answer in answers:
@@ -231,8 +240,8 @@ def _answer(
     )
 
 
-def _class_figures(i: int, label: str, confusion: npt.NDArray[np.int64]) -> dict[str, Any]:
-    hits, clips, named = int(confusion[i, i]), int(confusion[i].sum()), int(confusion[:, i].sum())
+def _class_figures(i: int, label: str, clips: int, confusion: npt.NDArray[np.int64]) -> dict[str, Any]:
+    hits, named = int(confusion[i, i]), int(confusion[:, i].sum())
     return {
         "label": label,
         "clips": clips,

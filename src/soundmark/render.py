@@ -1,73 +1,153 @@
-"""What people see in a terminal: tables, bars and progress. Text in, text out; nothing is computed here."""
+"""What people see in a terminal: aligned lines and progress. Text in, text out; nothing is computed here.
+
+Tables are plain columns, printed line by line: they can be piped, searched and copied, need no line-drawing characters,
+and hold no more than one row in memory. Text from outside (file names, labels, manifests) passes `batch.visible` and is
+never read as markup.
+"""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import textwrap
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-import soundfile
+from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.markup import escape
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.table import Table
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.text import Text
 
 from soundmark import batch, config
-from soundmark.errors import StorageError
-from soundmark.postprocess import Prediction
+from soundmark.batch import visible
+from soundmark.postprocess import LabelScore, Prediction
 
 if TYPE_CHECKING:
     from soundmark.bundle import Bundle
-    from soundmark.classifier import Classifier
     from soundmark.demo import DemoClip
     from soundmark.evaluate import Report
 
-WORST_CLASSES = 5
 OnClip = Callable[[int], None]
+WORST_CLASSES = 5
+GAP, INDENT = "  ", "    "
+MIN_WIDTH, MIN_NAME, MIN_REST = 40, 20, 20
+MAX_SOUND = 24
+FITTED_TOP_K = 3
+"""Up to this many labels, those that do not fit on the line are left out; if more were asked for, they are wrapped."""
 
 
-def show_rows(rows: Iterable[batch.Row], form: str, *, top_k: int, total: int) -> int:
-    """Print rows as ``table``, ``json``, ``jsonl`` or ``csv``; return how many failed."""
-    if form == "jsonl":
-        return batch.write_jsonl(rows, sys.stdout)
-    if form == "csv":
-        return batch.write_csv(rows, sys.stdout, top_k=top_k)
-    with clip_progress("classify", total) as on_clip:
+class Column(NamedTuple):
+    """A title and a fixed width in terminal cells."""
+
+    title: str
+    width: int
+    right: bool = False
+
+
+class Lines:
+    """Aligned lines on standard output: fixed columns, then free text; continuation lines are indented."""
+
+    def __init__(self, columns: Sequence[Column] = ()) -> None:
+        self.console = Console(highlight=False)
+        self.width = max(MIN_WIDTH, self.console.width)
+        self.columns = columns
+
+    @property
+    def taken(self) -> int:
+        """Cells that the columns take, the gap after the last one included."""
+        return sum(column.width + len(GAP) for column in self.columns)
+
+    def heads(self, rest: str = "") -> None:
+        """Print the titles."""
+        self.row([column.title for column in self.columns], rest, style="bold")
+
+    def row(
+        self, cells: Sequence[str], rest: str = "", *, styles: dict[int, str] | None = None, style: str = ""
+    ) -> None:
+        """Print cells, each cut in the middle to its column, and ``rest`` behind them."""
+        line = Text(style=style)
+        for i, (text, (_, width, right)) in enumerate(zip(cells, self.columns, strict=False)):
+            text = elide(self.writable(text), width)
+            space = " " * (width - cell_len(text))
+            line.append(space + text if right else text + space, (styles or {}).get(i, ""))
+            line.append(GAP)
+        line.append(self.writable(rest))
+        line.rstrip()
+        self._print(line)
+
+    def say(self, text: str, *, style: str = "", indent: str = "") -> None:
+        """Print text, wrapped at the width between words."""
+        shown = self.writable(text)
+        for line in textwrap.wrap(shown, self.width, initial_indent=indent, subsequent_indent=indent) or [""]:
+            self._print(Text(line, style=style))
+
+    def pair(self, name: str, value: str, *, indent: int = 14) -> None:
+        """Print a name and its value, wrapped behind the name."""
+        lines = textwrap.wrap(self.writable(value), self.width - indent) or [""]
+        self._print(Text.assemble((name.ljust(indent), "bold"), lines[0]))
+        for line in lines[1:]:
+            self._print(Text(" " * indent + line))
+
+    def writable(self, text: str) -> str:
+        """Return ``text`` without control characters and with what the terminal's encoding lacks written out."""
+        encoding = self.console.encoding
+        return visible(text).encode(encoding, "backslashreplace").decode(encoding)
+
+    def _print(self, line: Text) -> None:
+        self.console.print(line, soft_wrap=True)
+
+
+def show_rows(rows: Iterable[batch.Row], form: str, *, top_k: int, paths: Sequence[str], labels: Sequence[str]) -> int:
+    """Print rows as ``table``, ``json``, ``jsonl`` or ``csv``, each as it comes; return how many failed.
+
+    Args:
+        rows: what `batch.classify_found` yields.
+        form: how.
+        top_k: labels that were asked for.
+        paths: where the rows come from, for the widths of the table.
+        labels: of the model, for the widths of the table.
+    """
+    with clip_progress("classify", len(paths)) as on_clip:
         counted = _counted(rows, on_clip)
+        if form == "jsonl":
+            return batch.write_jsonl(counted, sys.stdout)
         if form == "json":
-            listed = list(counted)
-        else:
-            table, failed = _classified_table(counted, top_k)
-    if form == "json":
-        return batch.write_json(listed, sys.stdout)
-    _console().print(table)
-    return failed
+            return batch.write_json(counted, sys.stdout)
+        if form == "csv":
+            return batch.write_csv(counted, sys.stdout, top_k=top_k)
+        return _table(counted, top_k, paths, labels)
 
 
 @contextmanager
 def clip_progress(what: str, total: int) -> Iterator[OnClip]:
-    """Yield a function that advances a progress bar over clips; the bar is on stderr and only in a terminal."""
-    with _progress() as bar:
+    """Yield a function that counts clips on a bar and lets a delayed Ctrl-C through (`batch.stoppable`).
+
+    The bar is on standard error, and only where that is a terminal and standard output is not: there, the rows
+    themselves are the progress.
+    """
+    with batch.stoppable() as check, _progress(beside_rows=True) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda n: bar.advance(task, n)
+
+        def on_clip(n: int) -> None:
+            bar.advance(task, n)
+            check()
+
+        yield on_clip
 
 
 @contextmanager
 def training_progress(n_clips: int, epochs: int) -> Iterator[tuple[OnClip, Callable[[Any], None]]]:
     """Yield ``(on_clip, on_epoch)`` that draw features and epochs; without a terminal, a line per epoch."""
-    with _progress() as bar:
+    with batch.stoppable() as check, _progress() as bar:
         features = bar.add_task("features", total=n_clips)
         training = bar.add_task("epochs", total=epochs)
+
+        def on_clip(n: int) -> None:
+            bar.advance(features, n)
+            check()
 
         def on_epoch(report: Any) -> None:
             line = f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}  {report.seconds:.1f} s"
@@ -75,38 +155,45 @@ def training_progress(n_clips: int, epochs: int) -> Iterator[tuple[OnClip, Calla
             if not bar.console.is_terminal:
                 bar.console.print(line, highlight=False)
 
-        yield lambda n: bar.advance(features, n), on_epoch
+        yield on_clip, on_epoch
 
 
 def print_report(report: Report) -> None:
     """Print a report: headline with its interval, folds, worst classes, most frequent confusions."""
-    console, made, figures = _console(), report.provenance, report.figures
+    made, figures = report.provenance, report.figures
     low, high = figures["accuracy_interval_95"]
-    for stamp in report.stamps:
-        console.print(f"[bold red]{escape(stamp)}[/]")
-    table = Table(title=f"{made['model']} on {made['data']}, {made['n_clips']} clips", title_justify="left")
-    for name in ("fold", "accuracy", "95 % interval", "top 3", "macro F1"):
-        table.add_column(name, justify="right")
     folds = figures["per_fold"]
+    whole = ",".join(folds)
+    lines = Lines(
+        [
+            Column("fold", max(4, len(whole))),
+            Column("accuracy", 8, True),
+            Column("95 % interval", 15, True),
+            Column("top 3", 7, True),
+            Column("macro F1", 8, True),
+        ]
+    )
+    for stamp in report.stamps:
+        lines.say(stamp, style="bold red")
+    lines.say(f"{made['model']} on {made['data']}, {made['n_clips']} clips")
+    lines.heads()
     if len(folds) > 1:
         for fold, accuracy in folds.items():
-            table.add_row(fold, f"{accuracy:.2%}")
-        table.add_section()
-    table.add_row(
-        ",".join(folds),
-        f"{figures['accuracy']:.2%}",
-        f"{low:.1%} - {high:.1%}",
-        f"{figures['top3']:.2%}",
-        f"{figures['macro_f1']:.3f}",
+            lines.row([fold, f"{accuracy:.2%}"])
+    lines.row(
+        [
+            whole,
+            f"{figures['accuracy']:.2%}",
+            f"{low:.1%} - {high:.1%}",
+            f"{figures['top3']:.2%}",
+            f"{figures['macro_f1']:.3f}",
+        ],
         style="bold",
     )
-    console.print(table)
     worst = sorted((row for row in figures["per_class"] if row["clips"]), key=lambda row: row["recall"])
-    console.print(
-        "lowest recall: " + ", ".join(f"{r['label']} {r['recall']:.0%}" for r in worst[:WORST_CLASSES])
-    )
-    console.print("confused most: " + (", ".join(_worst_pairs(figures)) or "none"))
-    console.print(
+    lines.say("lowest recall: " + ", ".join(f"{r['label']} {r['recall']:.0%}" for r in worst[:WORST_CLASSES]))
+    lines.say("confused most: " + (", ".join(_worst_pairs(figures)) or "none"))
+    lines.say(
         f"{made['seconds']:.1f} s, {1e3 * made['seconds'] / max(1, made['n_clips']):.1f} ms per clip, "
         f"{figures['failed']} failed, model {made['model_digest'][:12]}, data {made['data_digest'][:12]}"
     )
@@ -118,14 +205,14 @@ def print_bundle(bundle: Bundle, *, as_json: bool) -> None:
     if as_json:
         print_json(config.to_dict(manifest))
         return
-    training = manifest.provenance.get("training", {})
-    table = Table(title=f"{manifest.name}  {bundle.digest[:12]}", show_header=False, title_justify="left")
+    training, made = _section(manifest.provenance, "training"), _section(manifest.provenance, "export")
     frontend = manifest.frontend
     rows = {
-        "file": f"{len(bundle.model):,} bytes ONNX, {manifest.provenance.get('export', {}).get('arithmetic', '?')}",
+        "digest": bundle.digest[:12],
+        "file": f"{len(bundle.model):,} bytes ONNX, {made.get('arithmetic', '?')}",
         "labels": f"{len(manifest.labels)}: {', '.join(manifest.labels)}",
         "front end": f"{frontend.kind}, {frontend.sample_rate} Hz, n_fft {frontend.n_fft}, "
-        f"hop {frontend.hop_length}, {frontend.n_rows} rows, {manifest.frontend_fingerprint[:12]}",
+        f"hop_length {frontend.hop_length}, {frontend.n_rows} rows, {manifest.frontend_fingerprint[:12]}",
         "window": f"{manifest.window.window_s:g} s, hop {manifest.window.hop_s:g} s",
         "decision": f"temperature {manifest.decision.temperature:g}, threshold {manifest.decision.threshold:g}",
         "trained on": f"{training.get('data', '?')}, folds {training.get('train_folds', '?')}, "
@@ -134,55 +221,43 @@ def print_bundle(bundle: Bundle, *, as_json: bool) -> None:
         "licence": manifest.licence,
         "where": str(bundle.path),
     }
+    lines = Lines()
+    lines.pair("model", manifest.name)
     for name, value in rows.items():
-        table.add_row(name, escape(value))
-    _console().print(table)
+        lines.pair(name, value)
 
 
 def print_export(bundle: Bundle, agreement: dict[str, Any]) -> None:
     """Print what an export wrote and how well it agrees with the network."""
-    console = _console()
-    console.print(f"wrote {bundle.path} ({len(bundle.model):,} bytes ONNX)", highlight=False, soft_wrap=True)
-    console.print(
+    lines = Lines()
+    lines.say(f"wrote {bundle.path} ({len(bundle.model):,} bytes ONNX)")
+    lines.say(
         f"torch/ONNX differ by at most {agreement['torch_onnx_max_difference']:.1e} in a score; "
-        f"int8 keeps {agreement['int8_top1_agreement']:.1%} of the top labels on {agreement['windows']} training windows",
-        highlight=False,
+        f"int8 keeps {agreement['int8_top1_agreement']:.1%} of the top labels on {agreement['windows']} training windows"
     )
 
 
-def print_demo(classifier: Classifier, clips: Sequence[DemoClip], out: Path) -> None:
-    """Write the demo clips as 16-bit WAV files, classify the files, and print what was meant and what was heard.
-
-    Raises:
-        StorageError: ``out`` cannot be written.
-    """
-    paths = [out / f"{clip.name}.wav" for clip in clips]
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        for path, clip in zip(paths, clips, strict=True):
-            soundfile.write(path, clip.samples, clip.sample_rate, subtype="PCM_16")
-    except (OSError, soundfile.LibsndfileError) as error:
-        raise StorageError(f"{out} cannot be written ({error})", wanted="a writable folder") from None
-    table = Table(title=f"Sounds made in code, heard by {classifier.name}", title_justify="left")
-    for name in ("meant to be", "heard as", "score", "then", "ms"):
-        table.add_column(name, justify="right" if name in ("score", "ms") else "left")
-    right = 0
-    for clip, row in zip(clips, classifier.classify_many(paths), strict=True):
+def print_demo(clips: Sequence[DemoClip], rows: Iterable[batch.Row], *, model: str, out: Path) -> int:
+    """Print what each demo clip was meant to be and what was heard, as the rows come; return how many failed."""
+    meant = max((len(clip.label) for clip in clips), default=0)
+    lines = Lines([Column("meant to be", max(11, meant)), Column("heard as", 16), Column("score", 5, True)])
+    lines.say(f"Sounds made in code, heard by {model}:")
+    lines.heads("then")
+    right = failed = 0
+    for clip, row in zip(clips, rows, strict=True):
         if not isinstance(row, Prediction):
-            table.add_row(clip.label, f"[red]{row.code}[/]")
+            failed += 1
+            lines.row([clip.label, row.code], styles={1: "red"})
+            lines.say(row.message, indent=INDENT)
             continue
-        hit = row.label == clip.label
-        right += hit
-        then = ", ".join(f"{one.label} {one.score:.2f}" for one in row.labels[1:])
-        heard = f"[green]{row.label}[/]" if hit else f"[yellow]{row.label or 'unknown'}[/]"
-        table.add_row(clip.label, heard, f"{row.score:.2f}", then, f"{row.timing_ms['total']:.1f}")
-    console = _console()
-    console.print(table)
-    console.print(
-        f"{right} of {len(clips)} as meant. They are synthesised, not recorded: no measure of accuracy. "
-        f"Listen: {out}/*.wav",
-        highlight=False,
-    )
+        right += (hit := row.label == clip.label)
+        then = _fitted(row.labels[1:], lines.width - lines.taken)
+        lines.row(
+            [clip.label, row.label or "unknown", f"{row.score:.2f}"], then, styles={1: "green" if hit else "yellow"}
+        )
+    lines.say(f"{right} of {len(clips)} as meant. They are synthesised, not recorded: no measure of accuracy.")
+    lines.say(f"Listen: {out}{os.sep}*.wav")
+    return failed
 
 
 def print_json(tree: Any) -> None:
@@ -190,27 +265,93 @@ def print_json(tree: Any) -> None:
     sys.stdout.write(json.dumps(tree, indent=1) + "\n")
 
 
-def _classified_table(rows: Iterable[batch.Row], top_k: int) -> tuple[Table, int]:
-    table = Table(show_lines=False)
-    table.add_column("recording", overflow="fold")
-    table.add_column("sound", no_wrap=True)
-    table.add_column("score", justify="right")
-    if top_k > 1:
-        table.add_column("then")
-    table.add_column("flags")
-    failed = 0
+def elide(text: str, width: int) -> str:
+    """Return ``text`` in at most ``width`` cells, ``...`` in the middle where something was left out."""
+    if cell_len(text) <= width:
+        return text
+    room = max(0, width - 3)
+    tail = set_cell_size(text[::-1], room - room // 2).rstrip()[::-1]
+    return f"{set_cell_size(text, room // 2).rstrip()}...{tail}"[: max(width, 0)]
+
+
+def common_folder(paths: Sequence[str]) -> str:
+    """Return the folder, with a separator at its end, that all of several paths lie in; "" where there is none."""
+    files = [path for path in paths if path != batch.STDIN]
+    if len(files) < 2:
+        return ""
+    try:
+        folder = os.path.commonpath([os.path.dirname(path) for path in files])
+    except ValueError:  # absolute and relative ones
+        return ""
+    start = folder.rstrip(os.sep) + os.sep
+    return start if folder and all(path.startswith(start) for path in files) else ""
+
+
+def _table(rows: Iterable[batch.Row], top_k: int, paths: Sequence[str], labels: Sequence[str]) -> int:
+    folder = common_folder(paths)
+    lines = Lines()
+    sound = min(MAX_SOUND, max([7, *map(cell_len, labels)]))
+    room = lines.width - sound - 5 - 2 * len(GAP)
+    if (with_rest := room - MIN_REST - len(GAP)) >= MIN_NAME:
+        room = with_rest
+    longest = max((cell_len(lines.writable(path.removeprefix(folder))) for path in paths), default=0)
+    lines.columns = [
+        Column("recording", max(9, min(longest, room))),
+        Column("sound", sound),
+        Column("score", 5, True),
+    ]
+    rest = lines.width - lines.taken
+    if folder:
+        lines.say(f"in {folder}")
+    lines.heads("then" if top_k > 1 and rest >= MIN_REST else "")
+    total = failed = 0
     for row in rows:
-        name = escape(_visible(row.source))
-        if isinstance(row, Prediction):
-            then = ", ".join(f"{one.label} {one.score:.2f}" for one in row.labels[1:])
-            heard = escape(row.label) if row.label is not None else f"[yellow]unknown[/] ({row.reason})"
-            middle = [heard, f"{row.score:.2f}"] + ([escape(then)] if top_k > 1 else [])
-            table.add_row(name, *middle, " ".join(row.flags))
-        else:
-            failed += 1
-            middle = [f"[red]{row.code}[/]", ""] + ([escape(_visible(row.message))] if top_k > 1 else [])
-            table.add_row(name, *middle, "")
-    return table, failed
+        total += 1
+        failed += not row.ok
+        name = row.source if row.source == batch.STDIN else row.source.removeprefix(folder)
+        _print_row(lines, row, name, rest=rest, wrap=top_k > FITTED_TOP_K)
+    if total > 1:
+        lines.say(f"{total} recordings, {failed} failed" if failed else f"{total} recordings")
+    return failed
+
+
+def _print_row(lines: Lines, row: batch.Row, name: str, *, rest: int, wrap: bool) -> None:
+    if not isinstance(row, Prediction):
+        message = row.message.removeprefix(f"{row.source!r}: ")
+        lines.row([name, "failed"], styles={1: "red"})
+        lines.say(f"{row.code}: {message}", indent=INDENT)
+        return
+    notes = [row.reason] if row.reason and row.reason not in row.flags else []
+    marks = f"[{', '.join([*notes, *row.flags])}]" if notes or row.flags else ""
+    behind = len(marks) <= rest
+    then = "" if wrap else _fitted(row.labels[1:], rest - (len(marks) + len(GAP) if marks and behind else 0))
+    tail = GAP.join(part for part in (then, marks if behind else "") if part)
+    unknown = row.label is None
+    lines.row([name, row.label or "unknown", f"{row.score:.2f}"], tail, styles={1: "yellow"} if unknown else None)
+    if marks and not behind:
+        lines.say(marks, indent=INDENT)
+    if wrap and len(row.labels) > 1:
+        lines.say(", ".join(map(_pair, row.labels[1:])), indent=INDENT)
+
+
+def _pair(one: LabelScore) -> str:
+    return f"{one.label} {one.score:.2f}"
+
+
+def _fitted(labels: Iterable[LabelScore], width: int) -> str:
+    """Return as many ``label score`` pairs as fit into ``width`` cells, best first, none cut."""
+    text = ""
+    for one in labels:
+        longer = f"{text}, {_pair(one)}" if text else _pair(one)
+        if cell_len(visible(longer)) > width:
+            break
+        text = longer
+    return text
+
+
+def _section(provenance: dict[str, Any], name: str) -> dict[str, Any]:
+    found = provenance.get(name)
+    return found if isinstance(found, dict) else {}
 
 
 def _worst_pairs(figures: dict[str, Any], most: int = 3) -> list[str]:
@@ -224,25 +365,15 @@ def _worst_pairs(figures: dict[str, Any], most: int = 3) -> list[str]:
     return [text for _, text in sorted(pairs, reverse=True)[:most]]
 
 
-def _visible(text: str) -> str:
-    """Return ``text`` with control characters and lone surrogates written out, so that no name moves the cursor."""
-    return "".join(
-        c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
-    )
-
-
 def _counted(rows: Iterable[batch.Row], on_clip: OnClip) -> Iterator[batch.Row]:
     for row in rows:
         yield row
         on_clip(1)
 
 
-def _console() -> Console:
-    return Console(highlight=False)
-
-
-def _progress() -> Progress:
+def _progress(*, beside_rows: bool = False) -> Progress:
     console = Console(stderr=True)
+    hidden = not console.is_terminal or (beside_rows and sys.stdout.isatty())
     return Progress(
         TextColumn("{task.description}"),
         BarColumn(),
@@ -251,5 +382,6 @@ def _progress() -> Progress:
         TimeRemainingColumn(),
         console=console,
         transient=True,
-        disable=not console.is_terminal,
+        redirect_stdout=False,  # rich would send redirected rows to the terminal
+        disable=hidden,
     )

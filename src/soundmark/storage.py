@@ -75,10 +75,16 @@ def _replace(new: Path, folder: Path) -> None:
     aside = Path(
         tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
     )  # a system without an exchange
-    os.replace(folder, aside / folder.name)
-    os.replace(new, folder)
-    os.replace(aside / folder.name, new)
-    aside.rmdir()
+    try:
+        os.replace(folder, aside / folder.name)
+        try:
+            os.replace(new, folder)
+        except BaseException:
+            os.replace(aside / folder.name, folder)  # the old one, as it was
+            raise
+        os.replace(aside / folder.name, new)
+    finally:
+        aside.rmdir()
 
 
 @contextmanager

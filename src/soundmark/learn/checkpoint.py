@@ -5,6 +5,7 @@ No pickle is ever read. A checkpoint that cannot be read is skipped in favour of
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -12,7 +13,9 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load as from_bytes
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from soundmark import storage
@@ -26,16 +29,21 @@ State = dict[str, Any]
 def save(folder: Path, epoch: int, state: State) -> None:
     """Write the checkpoint after ``epoch`` epochs below ``folder`` and drop all but the last `KEEP`.
 
+    One process at a time: what a killed one left half-written is removed.
+
     Raises:
         StorageError: the disk refuses; older checkpoints are intact.
     """
     tensors: dict[str, Tensor] = {}
-    plain = _split(state, "", tensors)
+    plain = {"epoch": epoch, "state": _split(state, "", tensors)}
 
     def fill(scratch: Path) -> None:
-        save_file(tensors, scratch / "tensors.safetensors")
-        (scratch / "state.json").write_text(json.dumps({"epoch": epoch, "state": plain}), "utf-8")
+        data = to_bytes(tensors)
+        (scratch / "tensors.safetensors").write_bytes(data)
+        (scratch / "state.json").write_text(json.dumps({**plain, "sha256": _digest(plain, data)}), "utf-8")
 
+    for half in folder.glob(".epoch-*"):
+        shutil.rmtree(half, ignore_errors=True)
     storage.write_folder(folder / f"epoch-{epoch:05d}", fill, overwrite=True)
     for old in _folders(folder)[:-KEEP]:
         shutil.rmtree(old, ignore_errors=True)
@@ -50,10 +58,11 @@ def latest(folder: Path) -> tuple[int, State] | None:
     folders = _folders(folder)
     for candidate in reversed(folders):
         try:
-            tensors = load_file(candidate / "tensors.safetensors")
+            data = (candidate / "tensors.safetensors").read_bytes()
             plain = json.loads((candidate / "state.json").read_text("utf-8"))
-            return int(plain["epoch"]), _join(plain["state"], "", tensors)
-        except (OSError, ValueError, KeyError, SafetensorError):
+            if plain.pop("sha256") == _digest(plain, data):
+                return int(plain["epoch"]), _join(plain["state"], from_bytes(data))
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, SafetensorError):
             continue
     if folders:
         raise TrainingError(f"no checkpoint in {folder} can be read", wanted="at least one whole checkpoint")
@@ -62,8 +71,6 @@ def latest(folder: Path) -> tuple[int, State] | None:
 
 def save_weights(path: Path, state: dict[str, Tensor]) -> None:
     """Write a flat state dict as one safetensors file, atomically."""
-    from safetensors.torch import save as to_bytes
-
     storage.write_bytes(path, to_bytes({name: t.contiguous() for name, t in state.items()}))
 
 
@@ -86,6 +93,7 @@ def _folders(folder: Path) -> list[Path]:
 def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """Return ``value`` with every tensor moved into ``tensors`` and replaced by a reference."""
     if isinstance(value, Tensor):
+        name = f"{len(tensors)}{name}"  # numbered, because names may hold "/"
         tensors[name] = value.detach().cpu().contiguous().clone(memory_format=torch.contiguous_format)
         return {"$tensor": name}
     if isinstance(value, dict):
@@ -95,11 +103,18 @@ def _split(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     return value
 
 
-def _join(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+def _join(value: Any, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, dict):
         if set(value) == {"$tensor"}:
             return tensors[value["$tensor"]]
-        return {key: _join(item, f"{name}/{key}", tensors) for key, item in value.items()}
+        return {key: _join(item, tensors) for key, item in value.items()}
     if isinstance(value, list):
-        return [_join(item, f"{name}/{i}", tensors) for i, item in enumerate(value)]
+        return [_join(item, tensors) for item in value]
     return value
+
+
+def _digest(plain: dict[str, Any], tensors: bytes) -> str:
+    """Return the SHA-256 of a checkpoint: neither JSON nor safetensors notices a flipped bit."""
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    digest.update(tensors)
+    return digest.hexdigest()

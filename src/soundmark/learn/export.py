@@ -162,7 +162,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int], path: Path) -> None:
 
 def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
     """Return the int8 model: QDQ, symmetric per-channel weights, ranges from ``calibration`` (n, rows, frames)."""
-    if len(calibration) == 0 or float(calibration.std()) < 1e-6:
+    if len(calibration) == 0 or not 1e-6 <= float(calibration.std()) < np.inf:  # nor NaN
         raise TrainingError(
             "no varied calibration windows", wanted="training clips with sound", code="bad_calibration"
         )
@@ -205,7 +205,10 @@ class _Reader(ortq.CalibrationDataReader):  # type: ignore[misc]
 def _training_features(
     run: Run, data: str | Path | None, on_clip: Callable[[int], None] | None
 ) -> FeatureStore:
-    train_set = load_esc50(data or run.info["data_root"]).in_folds(run.info["train_folds"])
+    dataset = load_esc50(data or run.info["data_root"])
+    if run.labels != dataset.labels:  # trained on a choice of labels
+        dataset = dataset.with_labels(run.labels)
+    train_set = dataset.in_folds(run.info["train_folds"])
     if train_set.digest() != run.info["data_digest"]:
         raise TrainingError(
             f"the data in {train_set.root} is not what {run.path} was trained on",

@@ -10,8 +10,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,7 +20,7 @@ import numpy.typing as npt
 import soundfile
 import soxr
 
-from soundmark import audio
+from soundmark import audio, storage
 from soundmark.config import FrontendConfig, WindowConfig
 from soundmark.dataset import Dataset
 from soundmark.errors import StorageError
@@ -78,11 +76,9 @@ def extract(
     key = _key(frontend, window, [hashes[clip.name] for clip in dataset.clips])
     home = cache_dir() / "features" / key
     front = Frontend(frontend)
-    store = _open(home, front)
+    store = _open(home, len(dataset.clips), front)
     if store is None:
-        _build(home, dataset, front, window, progress)
-        store = _open(home, front)
-        assert store is not None
+        store = _build(home, dataset, front, window, progress)
     elif progress:
         progress(len(dataset.clips))
     return store
@@ -98,14 +94,16 @@ def _key(frontend: FrontendConfig, window: WindowConfig, hashes: list[str]) -> s
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _open(home: Path, front: Frontend) -> FeatureStore | None:
+def _open(home: Path, n_clips: int, front: Frontend) -> FeatureStore | None:
     """Return the store at ``home``, or None where there is none or it is damaged."""
     try:
         linear = np.load(home / "linear.npy", mmap_mode="r", allow_pickle=False)
         clip_of = np.load(home / "clip_of.npy", allow_pickle=False)
-    except (OSError, ValueError, EOFError):
+    except Exception:  # a damaged header makes np.load raise almost anything
         return None
-    return FeatureStore(linear, clip_of, front) if len(linear) == len(clip_of) else None
+    whole = linear.dtype == np.float32 and linear.ndim == 3 and clip_of.shape == linear.shape[:1]
+    whole = whole and clip_of.dtype == np.int64 and np.array_equal(np.unique(clip_of), np.arange(n_clips))
+    return FeatureStore(linear, clip_of, front) if whole else None
 
 
 def _build(
@@ -114,7 +112,7 @@ def _build(
     front: Frontend,
     window: WindowConfig,
     progress: Callable[[int], None] | None,
-) -> None:
+) -> FeatureStore:
     rate = front.config.sample_rate
     size, hop = round(window.window_s * rate), round(window.hop_s * rate)
 
@@ -122,34 +120,28 @@ def _build(
         samples = audio.load(dataset.clips[index].path, sample_rate=rate).samples
         return [front.linear(part) for part in audio.windows(samples, window_samples=size, hop_samples=hop)]
 
+    def fill(scratch: Path) -> None:
+        rows: list[npt.NDArray[np.float32]] = []
+        clip_of: list[int] = []
+        with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
+            for index, parts in enumerate(pool.map(of_clip, range(len(dataset.clips)))):
+                rows += parts
+                clip_of += [index] * len(parts)
+                if progress:
+                    progress(1)
+        np.save(scratch / "linear.npy", np.stack(rows))
+        np.save(scratch / "clip_of.npy", np.array(clip_of, dtype=np.int64))
+
+    refused: StorageError | None = None
     try:
-        home.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f"{home.name}.", dir=home.parent))
-        try:
-            rows: list[npt.NDArray[np.float32]] = []
-            clip_of: list[int] = []
-            with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
-                for index, parts in enumerate(pool.map(of_clip, range(len(dataset.clips)))):
-                    rows += parts
-                    clip_of += [index] * len(parts)
-                    if progress:
-                        progress(1)
-            np.save(scratch / "linear.npy", np.stack(rows))
-            np.save(scratch / "clip_of.npy", np.array(clip_of))
-            if home.exists():  # damaged, or another process was first
-                shutil.rmtree(home, ignore_errors=True)
-            scratch.rename(home)
-        except OSError as error:
-            if not home.exists():  # else another process finished the same cache in between
-                raise StorageError(
-                    f"the feature cache {home} cannot be written ({error.strerror})",
-                    wanted=f"about {len(dataset.clips) * front.config.n_rows // 1000 + 1} MB of space",
-                    cause=f"set {CACHE_VARIABLE} to a folder on another disk",
-                ) from None
-        finally:
-            shutil.rmtree(scratch, ignore_errors=True)
-    except PermissionError as error:
+        storage.write_folder(home, fill, overwrite=True)
+    except StorageError as error:
+        refused = error
+    store = _open(home, len(dataset.clips), front)  # ours, or that of a process which was first
+    if store is None:
         raise StorageError(
-            f"the cache folder {home.parent} cannot be made ({error.strerror})",
-            cause=f"set {CACHE_VARIABLE} to a folder that you may write",
-        ) from None
+            refused.saw if refused else f"the feature cache {home} cannot be read back",
+            wanted=f"a folder for about {len(dataset.clips) * front.config.n_rows // 1000 + 1} MB of features",
+            cause=f"set {CACHE_VARIABLE} to a folder on another disk",
+        )
+    return store

@@ -159,7 +159,7 @@ def _fit(
         return finished
 
     bad = 0
-    with _summary_writer(out, fabric.is_global_zero) as write:
+    with _summary_writer(out, start, fabric.is_global_zero) as write:
         for epoch in range(start, config.epochs):
             began, losses, lr = time.perf_counter(), [], 0.0
             seed = _epoch_seed(config.seed, epoch)
@@ -180,12 +180,15 @@ def _fit(
                 lr = learning_rate(config, (epoch * steps + step) / (config.epochs * steps))
                 for group in optimizer.param_groups:
                     group["lr"] = lr
+                before = [buffer.clone() for buffer in network.buffers()]  # batch norm's running statistics
                 loss = nn.functional.cross_entropy(model(x), soft)
                 optimizer.zero_grad(set_to_none=True)
                 fabric.backward(loss)
                 norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or math.inf)
                 if not (math.isfinite(loss.item()) and math.isfinite(norm.item())):
                     bad += 1
+                    for buffer, value in zip(network.buffers(), before, strict=True):
+                        buffer.copy_(value)
                     if bad > config.max_bad_batches:
                         raise TrainingError(
                             f"the loss was not finite in {bad} batches (epoch {epoch + 1})",
@@ -200,8 +203,8 @@ def _fit(
             mean = sum(losses) / len(losses) if losses else math.nan
             report = EpochReport(epoch + 1, config.epochs, mean, lr, time.perf_counter() - began, bad)
             if fabric.is_global_zero:
+                write(report)  # first, because a resumed run drops what is later than its checkpoint
                 checkpoint.save(out / "checkpoints", epoch + 1, _state(network, optimizer, averaged))
-                write(report)
             if on_epoch and fabric.is_global_zero:
                 on_epoch(report)
             fabric.barrier()
@@ -333,18 +336,20 @@ def _lock(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _summary_writer(out: Path, active: bool) -> Iterator[Callable[[EpochReport], None]]:
-    """Yield a function that appends one epoch to history.jsonl and to TensorBoard."""
+def _summary_writer(out: Path, start: int, active: bool) -> Iterator[Callable[[EpochReport], None]]:
+    """Yield a function that appends one epoch to history.jsonl and to TensorBoard, after the first ``start`` ones."""
     if not active:
         yield lambda _: None
         return
     from torch.utils.tensorboard import SummaryWriter
 
-    board = SummaryWriter(str(out / "tensorboard"))
+    board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+    history = out / "history.jsonl"
+    lines = history.read_bytes().splitlines(keepends=True)[:start] if history.exists() else []
 
     def write(report: EpochReport) -> None:
-        with (out / "history.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(asdict(report)) + "\n")
+        lines.append(json.dumps(asdict(report)).encode() + b"\n")
+        storage.write_bytes(history, b"".join(lines))
         board.add_scalar("train/loss", report.loss, report.epoch)
         board.add_scalar("train/lr", report.lr, report.epoch)
 
