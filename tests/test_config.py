@@ -144,7 +144,7 @@ def test_not_a_usable_fraction(key: str, value: str) -> None:
 
 @pytest.mark.parametrize("value", ["1", "0", "'true'", "1.0", "[true]"])
 def test_not_a_truth_value(value: str) -> None:
-    with pytest.raises(ConfigError, match="`frontend.center`"):
+    with pytest.raises(ConfigError, match=r"`frontend\.center`"):
         load_preset("edge", [f"frontend.center={value}"])
 
 
@@ -352,12 +352,6 @@ def test_round_trip(name: str, tmp_path: Path) -> None:
     assert to_toml(load_preset(write(tmp_path, text))) == text
 
 
-@pytest.mark.parametrize("name", preset_names())
-def test_presets_write_only_what_differs_and_no_defaults_twice(name: str) -> None:
-    tree = tomllib.loads((Path(module.__file__).parent / "presets" / f"{name}.toml").read_text("utf-8"))
-    assert set(tree) <= set(fields(Preset))
-
-
 def test_configs_are_frozen_keyword_only_and_compare_by_value() -> None:
     made = FrontendConfig()
     with pytest.raises(AttributeError):
@@ -387,7 +381,7 @@ def test_every_field_has_a_comment() -> None:
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                 seen += 1
-                line = lines[(item.end_lineno or 0) - 1]
+                line = "\n".join(lines[item.lineno - 1 : item.end_lineno])
                 assert ast.unparse(item.annotation) in kinds or re.search(r"  # \S.{3,}", line), line
     assert seen == sum(len(fields(kind)) for kind in TYPES)
 

@@ -1,5 +1,7 @@
 """The front end against theory, a float64 reference written here, librosa, YAMNet's own graph, and itself in chunks."""
 
+# ruff: noqa: TID251 - numpy.fft and librosa are the oracles here
+
 from __future__ import annotations
 
 import os
@@ -407,7 +409,8 @@ def test_aisfx_shape_and_level() -> None:
     f = front(**AISFX)
     assert f.shape(5 * 44_100) == (96, 216)
     x = noise(20_000)
-    np.testing.assert_allclose(f(x), f(0.01 * x), atol=1e-5)  # peak-normalised
+    for gain in (0.01, 1e-25):
+        np.testing.assert_allclose(f(np.float32(gain) * x), f(x), atol=1e-5)  # peak-normalised
     np.testing.assert_allclose(f.filters.sum(axis=1), 1.0, rtol=1e-6)
 
 

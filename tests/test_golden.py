@@ -33,7 +33,8 @@ CASES: dict[str, dict[str, Any]] = {
     },
     "mfcc": {"kind": "mfcc", "sample_rate": 16_000, "n_fft": 512, "hop_length": 256, "n_mels": 40, "n_mfcc": 20},
     "spectrogram": {
-        "kind": "spectrogram", "sample_rate": 16_000, "n_fft": 256, "hop_length": 256, "window": "hamming", "offset": 1e-4,
+        "kind": "spectrogram", "sample_rate": 16_000, "n_fft": 256, "hop_length": 256, "window": "hamming",
+        "offset": 1e-4,
     },
     "wave": {"kind": "wave", "gain": 3.0, "mean": 0.1, "std": 0.5},
 }  # fmt: skip

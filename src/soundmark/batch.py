@@ -7,20 +7,29 @@ is finished stays when a run is interrupted, the disk fills up or the reader of 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
-from typing import IO, Any
+from typing import IO, TYPE_CHECKING, Any
 
-from soundmark import audio
+import soundfile
+
+from soundmark import storage
 from soundmark.classifier import Classifier
 from soundmark.config import AudioLimits
+from soundmark.containers import AUDIO_SUFFIXES
 from soundmark.errors import AudioError, SoundmarkError
 from soundmark.postprocess import Failure, Prediction
+from soundmark.scan import Found, scan
+
+if TYPE_CHECKING:
+    from soundmark.demo import DemoClip
 
 Row = Prediction | Failure
 STDIN = "-"
@@ -29,7 +38,7 @@ _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the l
 _log = logging.getLogger(__name__)
 
 
-def expand(paths: Iterable[str | os.PathLike[str]]) -> list[audio.Found]:
+def expand(paths: Iterable[str | os.PathLike[str]]) -> list[Found]:
     """Return the recordings under files, folders and glob patterns, in order, each once; ``-`` is standard input.
 
     "Once" is by device and inode: a file that is named twice, or also reached through a link, is one row.
@@ -38,13 +47,14 @@ def expand(paths: Iterable[str | os.PathLike[str]]) -> list[audio.Found]:
         AudioError: nothing matched; code ``not_found``, exit status 3.
     """
     given = [os.fspath(path) for path in paths]
-    found = list(audio.scan(path for path in given if path != STDIN))
+    found = list(scan(path for path in given if path != STDIN))
     if STDIN in given:  # before it stands what the paths before it give
-        found.insert(len(list(audio.scan(given[: given.index(STDIN)]))), audio.Found(STDIN))
+        stdin = Found(STDIN)  # type: ignore[arg-type]  # Path("-") would be a file of that name
+        found.insert(len(list(scan(given[: given.index(STDIN)]))), stdin)
     if not found:
         raise AudioError(
             f"nothing matched {', '.join(map(repr, given))}",
-            wanted=f"recordings ({', '.join(audio.AUDIO_SUFFIXES)}), folders of them, or glob patterns",
+            wanted=f"recordings ({', '.join(AUDIO_SUFFIXES)}), folders of them, or glob patterns",
             code="not_found",
         )
     return found
@@ -52,7 +62,7 @@ def expand(paths: Iterable[str | os.PathLike[str]]) -> list[audio.Found]:
 
 def classify_found(
     classifier: Classifier,
-    found: Iterable[audio.Found],
+    found: Iterable[Found],
     *,
     top_k: int = 3,
     limits: AudioLimits | None = None,
@@ -117,9 +127,9 @@ def stoppable() -> Iterator[Callable[[], None]]:
 
 
 def write_jsonl(rows: Iterable[Row], out: IO[str]) -> int:
-    """Write one JSON object per row as it comes; return how many failed.
+    r"""Write one JSON object per row as it comes; return how many failed.
 
-    ASCII only. Bytes of a file name that are not UTF-8 are lone surrogates (``\\udcff``), as `os.fsdecode` gives them,
+    ASCII only. Bytes of a file name that are not UTF-8 are lone surrogates (``\udcff``), as `os.fsdecode` gives them,
     so that `os.fsencode` of the path opens the file.
     """
     failed = 0
@@ -139,7 +149,7 @@ def write_json(rows: Iterable[Row], out: IO[str]) -> int:
             out.write(lead + json.dumps(row.to_dict()))
             out.flush()
             lead = ",\n"
-    except KeyboardInterrupt:
+    except (KeyboardInterrupt, SoundmarkError):
         out.write("\n]\n" if lead == ",\n" else "[]\n")
         raise
     out.write("\n]\n" if lead == ",\n" else "[]\n")
@@ -159,7 +169,7 @@ def write_csv(rows: Iterable[Row], out: IO[str], *, top_k: int) -> int:
     for row in rows:
         cells: list[Any] = [_cell(row.source)]
         if isinstance(row, Prediction):
-            best = [cell for one in row.labels for cell in (_cell(one.label), f"{one.score:.6f}")]
+            best = [cell for one in row.labels[:top_k] for cell in (_cell(one.label), f"{one.score:.6f}")]
             decision = _cell(row.label) if row.label is not None else f"unknown ({row.reason})"
             cells += [decision, *best, *[""] * (len(ranked) - len(best)), " ".join(row.flags), "", ""]
         else:
@@ -168,6 +178,21 @@ def write_csv(rows: Iterable[Row], out: IO[str], *, top_k: int) -> int:
         table.writerow(cells)
         out.flush()
     return failed
+
+
+def write_wavs(clips: Iterable[DemoClip], folder: Path) -> list[Path]:
+    """Write demo clips as 16-bit WAV files, ``<name>.wav``, replacing those of an earlier call; return their paths.
+
+    Raises:
+        StorageError: ``folder`` cannot be written.
+    """
+    paths = []
+    for clip in clips:
+        memory = io.BytesIO()
+        soundfile.write(memory, clip.samples, clip.sample_rate, format="WAV", subtype="PCM_16")
+        paths.append(folder / f"{clip.name}.wav")
+        storage.write_bytes(paths[-1], memory.getvalue())
+    return paths
 
 
 def visible(text: str) -> str:

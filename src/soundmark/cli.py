@@ -1,12 +1,17 @@
-"""The command line: verbs that parse, call and print. Everything heavy is imported inside the verb that needs it."""
+"""The command line: verbs that parse, call and print. Everything heavy is imported inside the verb that needs it.
+
+Exit statuses and codes are in docs/reference/outcomes.md, options in docs/reference/cli.md (made from this file).
+"""
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
@@ -15,50 +20,111 @@ from soundmark import __version__, config, errors
 if TYPE_CHECKING:
     from soundmark.dataset import Dataset
 
-MODEL_HELP = "Bundle directory, or the name of one that ships with the package."
-DATA_HELP = "ESC-50 folder (meta/esc50.csv and audio/); default: $SOUNDMARK_ESC50."
+EXIT_PIPE = 141
+"""The reader of standard output left (``| head``): 128 + SIGPIPE, as other programs in a pipe end."""
 
 
-def main() -> None:
+def main(args: Sequence[str] | None = None) -> None:
     """Run the command and exit with a status of `soundmark.errors`; no traceback for a user's mistake."""
     for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+        if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        cli.main(prog_name="soundmark", standalone_mode=False)
-        status = errors.EXIT_OK
-        sys.stdout.flush()
-    except click.exceptions.Exit as exit_:
-        status = exit_.exit_code
-    except click.Abort:
-        click.echo("interrupted", err=True)
-        status = errors.EXIT_INTERRUPTED
+        status = _run(sys.argv[1:] if args is None else list(args))
+        if sys.stdout is not None:
+            sys.stdout.flush()
     except click.ClickException as error:
-        error.show()
+        context = getattr(error, "ctx", None)
+        _say("usage", error.format_message(), hint=f"try: {context.command_path} --help" if context else "")
         status = errors.EXIT_USAGE
     except errors.SoundmarkError as error:
-        click.echo(f"soundmark: {error.code}: {error}", err=True)
+        _say(error.code, str(error))
         status = error.exit_status
-    except KeyboardInterrupt:
-        click.echo("interrupted", err=True)
+    except (KeyboardInterrupt, click.Abort):
+        _say("interrupted", "what is finished is kept")
         status = errors.EXIT_INTERRUPTED
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing to say
-        status = errors.EXIT_OK
+        _close_stdout()
+        status = EXIT_PIPE
+    except OSError as error:
+        if error.filename is not None:
+            raise
+        _close_stdout()  # a full disk behind `> rows.jsonl`; errors of files that we open carry their name
+        _say("storage", f"standard output cannot be written ({error.strerror}); finished rows are kept")
+        status = errors.EXIT_DISK
     sys.exit(status)
 
 
-def config_options(kind: type[config.Config], section: str) -> Callable[[Any], Any]:
-    """Return a decorator that adds one option per field of ``kind``, as an override of ``section.field``."""
+def _run(args: list[str]) -> int:
+    if "_SOUNDMARK_COMPLETE" in os.environ:
+        cli.main(args, prog_name="soundmark")
+    if not args:
+        click.echo(cli.get_help(click.Context(cli, info_name="soundmark", **cli.context_settings)), err=True)
+        return errors.EXIT_USAGE
+    try:
+        with cli.make_context("soundmark", args) as context:
+            return int(cli.invoke(context) or errors.EXIT_OK)
+    except click.exceptions.Exit as exit_:
+        return exit_.exit_code
+
+
+def _say(code: str, message: str, *, hint: str = "") -> None:
+    if not message.isprintable():
+        from soundmark.batch import visible
+
+        message = visible(message)
+    with contextlib.suppress(OSError):
+        click.echo(f"soundmark: {code}: {message}" + (f"\n{hint}" if hint else ""), err=True)
+
+
+def _close_stdout() -> None:
+    """Let what is still buffered go nowhere, so that Python does not fail on it at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _path(text: str) -> Path:
+    """Return a path with ``~`` expanded also in ``--out=~/x``, which shells leave alone."""
+    return Path(text).expanduser()
+
+
+def config_options(kind: type[config.Config]) -> Callable[[Any], Any]:
+    """Return a decorator that adds one option per field of ``kind``, under the name of the field."""
+    comments = config.describe(kind)
 
     def decorate(verb: Any) -> Any:
-        for name, comment in reversed(config.describe(kind).items()):
-            verb = click.option(
-                f"--{name.replace('_', '-')}", f"{section}.{name}", metavar="VALUE", help=comment
-            )(verb)
+        for name, hint in reversed(config.fields(kind).items()):
+            flag = f"--{name.replace('_', '-')}"
+            verb = click.option(flag, name, help=comments.get(name), **_value(hint))(verb)
         return verb
 
     return decorate
+
+
+def _value(hint: Any) -> dict[str, Any]:
+    """Return the type and the placeholder of an option; numbers are checked where all config values are."""
+    if get_origin(hint) is Literal:
+        return {"type": click.Choice(get_args(hint))}
+    if hint is bool:
+        return {"type": click.Choice(["true", "false"])}
+    bare = get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+    return {"metavar": {int: "N", float: "X"}.get(bare, "VALUE")}
+
+
+_model = click.option(
+    "--model", metavar="M", help="Bundle directory, or the name of one that ships with the package."
+)
+_data = click.option(
+    "--data", metavar="D", help="ESC-50 folder (meta/esc50.csv and audio/); default: $SOUNDMARK_ESC50."
+)
+_threads = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Threads of a model run.",
+)
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -69,9 +135,9 @@ def cli() -> None:
 
 @cli.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH...")
-@click.option("--model", metavar="M", help=MODEL_HELP)
+@_model
 @click.option(
-    "--top-k", type=click.IntRange(1), default=3, show_default=True, help="Labels listed per recording."
+    "--top-k", type=click.IntRange(1), default=3, show_default=True, metavar="K", help="Labels per recording."
 )
 @click.option(
     "--format",
@@ -79,12 +145,13 @@ def cli() -> None:
     type=click.Choice(["table", "json", "jsonl", "csv"]),
     default="table",
     show_default=True,
+    help="For people (table, csv) or programs (json, jsonl).",
 )
-@click.option("--max-seconds", type=float, help=config.describe(config.AudioLimits)["max_seconds"])
-@click.option("--strict", is_flag=True, help="Refuse damaged recordings instead of flagging them.")
 @click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one model run."
+    "--max-seconds", type=float, metavar="S", help="A longer recording is a row with the error too_long."
 )
+@click.option("--strict", is_flag=True, help="Refuse damaged recordings instead of flagging them.")
+@_threads
 def classify(
     paths: tuple[str, ...],
     model: str | None,
@@ -93,33 +160,33 @@ def classify(
     max_seconds: float | None,
     strict: bool,
     threads: int,
-) -> None:
+) -> int:
     """Name the sounds in recordings. PATH is a file, a folder, a glob pattern, or - for standard input."""
+    given = {} if max_seconds is None else {"max_seconds": max_seconds}
+    limits = config.from_dict(given, config.AudioLimits, where="command line")
     from soundmark import batch, render
     from soundmark.classifier import Classifier
 
-    given = {} if max_seconds is None else {"max_seconds": max_seconds}
-    limits = config.from_dict(given, config.AudioLimits, where="command line")
     classifier = Classifier.load(model, threads=threads)
     found = batch.expand(paths)
     rows = batch.classify_found(classifier, found, top_k=top_k, limits=limits, strict=strict)
-    failed = render.show_rows(rows, form, top_k=top_k, total=len(found))
-    if failed:
-        raise click.exceptions.Exit(errors.EXIT_SOME_FAILED)
+    names = [os.fspath(one.path) for one in found]
+    failed = render.show_rows(rows, form, top_k=top_k, paths=names, labels=classifier.labels)
+    return errors.EXIT_SOME_FAILED if failed else errors.EXIT_OK
 
 
 @cli.command(short_help="Train a preset on every fold but one.")
 @click.argument("preset")
-@click.option("--data", metavar="D", help=DATA_HELP)
-@click.option("--test-fold", type=int, help="Fold kept aside: never read while training.")
+@_data
+@click.option("--test-fold", type=int, metavar="K", help="Fold kept aside: never read while training.")
 @click.option("--train-folds", metavar="K,K", help="Narrower choice of training folds; default: all others.")
-@click.option("--out", type=click.Path(path_type=Path), help="Run folder.")
+@click.option("--out", type=_path, metavar="DIR", help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on where the run folder stands.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any preset value."
 )
 @click.option("--print-config", is_flag=True, help="Print the merged preset as TOML and stop.")
-@config_options(config.TrainConfig, "train")
+@config_options(config.TrainConfig)
 def train(
     preset: str,
     data: str | None,
@@ -133,15 +200,17 @@ def train(
 ) -> None:
     """Train PRESET (a name or a TOML file) on every fold but --test-fold; the last epoch's averaged weights count.
 
-    Order of values: defaults, preset, --set, options named after a field.
+    Order of values, later ones win: defaults, preset, --set, options named after a field.
     """
-    from_options = [f"{key}={value}" for key, value in fields.items() if value is not None]
-    merged = config.load_preset(preset, [*overrides, *from_options])
+    merged = config.load_preset(preset, [*overrides, *_overrides("train", fields)])
     if print_config:
         click.echo(config.to_toml(merged), nl=False)
         return
     if test_fold is None or out is None:
-        raise click.UsageError("--test-fold and --out are wanted")
+        raise click.UsageError("--test-fold and --out are wanted", click.get_current_context())
+    chosen = _folds(train_folds) or ()
+    import soundmark.learn  # noqa: F401 - says at once which extra is missing
+
     dataset = _dataset(data)
     from soundmark import render
     from soundmark.learn.train import train as run_training
@@ -152,29 +221,29 @@ def train(
             dataset,
             test_fold=test_fold,
             out=out,
-            train_folds=_folds(train_folds) if train_folds else (),
+            train_folds=chosen,
             resume=resume,
             on_clip=on_clip,
             on_epoch=on_epoch,
         )
-    click.echo(f"trained {run.path}; next: soundmark export {run.path} --out BUNDLE")
+    render.print_note(f"trained {run.path}; next: soundmark export {run.path} --out BUNDLE")
 
 
-@cli.command()
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--out", type=click.Path(path_type=Path), required=True, help="Bundle directory to write.")
+@cli.command(short_help="Turn a finished run into a bundle.")
+@click.argument("run", type=_path)
+@click.option("--out", type=_path, metavar="DIR", required=True, help="Bundle directory to write.")
 @click.option("--data", metavar="D", help="The data of the run, where it has moved.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
-@config_options(config.ExportConfig, "export")
+@config_options(config.ExportConfig)
 def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: str | None) -> None:
     """Turn a finished training RUN into a bundle: batch norm folded, int8, agreement checked."""
+    import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
     from soundmark.learn.export import export as run_export
     from soundmark.learn.train import open_run
 
     opened = open_run(run)
-    from_options = [f"{key}={value}" for key, value in fields.items() if value is not None]
-    merged = config.load_preset(run / "preset.toml", from_options)
+    merged = config.load_preset(run / "preset.toml", _overrides("export", fields))
     with render.clip_progress("features", opened.info["n_clips"]) as on_clip:
         written, agreement = run_export(
             opened, out, data=data, config=merged.export, overwrite=overwrite, on_clip=on_clip
@@ -182,15 +251,13 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
     render.print_export(written, agreement.to_dict())
 
 
-@cli.command()
-@click.option("--model", metavar="M", help=MODEL_HELP)
-@click.option("--data", metavar="D", help=DATA_HELP)
+@cli.command(short_help="Score a bundle on folds of a data set.")
+@_model
+@_data
 @click.option("--folds", metavar="K,K", help="Folds to score; default: all.")
-@click.option("--out", type=click.Path(path_type=Path), help="Report file (JSON).")
+@click.option("--out", type=_path, metavar="FILE", help="Report file (JSON).")
 @click.option("--against", metavar="M", help="Second bundle: print how often both name the same label.")
-@click.option(
-    "--threads", type=click.IntRange(1), default=1, show_default=True, help="Threads of one model run."
-)
+@_threads
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 def evaluate(
     model: str | None,
@@ -200,34 +267,37 @@ def evaluate(
     against: str | None,
     threads: int,
     as_json: bool,
-) -> None:
+) -> int:
     """Score a bundle on folds of a data set: accuracy with its interval, top-3, macro F1, per class, confusion."""
+    chosen = _folds(folds)
     dataset = _dataset(data)
-    chosen = _folds(folds) if folds else None
     from soundmark import evaluate as evaluation
     from soundmark import render
     from soundmark.classifier import Classifier
 
     reports = []
-    for name in (model, against) if against else (model,):
-        classifier = Classifier.load(name, threads=threads)
+    for classifier in [
+        Classifier.load(name, threads=threads) for name in ([model, against] if against else [model])
+    ]:
         n_clips = len((dataset.in_folds(chosen) if chosen else dataset).clips)
         with render.clip_progress(f"evaluate {classifier.name}", n_clips) as on_clip:
             reports.append(evaluation.evaluate(classifier, dataset, folds=chosen, on_clip=on_clip))
-    if out:
-        reports[0].write(out)
+    equal = evaluation.agreement(*reports) if against else None
     if as_json:
-        render.print_json(reports[0].to_dict())
-        return
-    for report in reports:
-        render.print_report(report)
-    if against:
-        click.echo(f"equal top labels: {evaluation.agreement(*reports):.2%}")
-    if out:
-        click.echo(f"report: {out}")
+        extra = {"against": {**reports[1].to_dict(), "equal_top_labels": equal}} if against else {}
+        render.print_json({**reports[0].to_dict(), **extra})
+    else:
+        for report in reports:
+            render.print_report(report)
+        if equal is not None:
+            render.print_note(f"equal top labels: {equal:.2%}")
+    if out:  # after printing: a full disk must not cost the figures
+        reports[0].write(out)
+        click.echo(f"report: {out}", err=as_json)
+    return errors.EXIT_SOME_FAILED if any(report.failures for report in reports) else errors.EXIT_OK
 
 
-@cli.command()
+@cli.command(short_help="Show what a bundle is.")
 @click.argument("model", required=False)
 @click.option("--json", "as_json", is_flag=True, help="Print bundle.json.")
 def info(model: str | None, as_json: bool) -> None:
@@ -237,20 +307,35 @@ def info(model: str | None, as_json: bool) -> None:
     render.print_bundle(bundle.read(model), as_json=as_json)
 
 
-@cli.command()
-@click.option("--out", type=click.Path(path_type=Path), default=Path("soundmark-demo"), show_default=True)
-@click.option("--model", metavar="M", help=MODEL_HELP)
+@cli.command(short_help="Make sounds in code and let the model name them.")
 @click.option(
-    "--seed", type=click.IntRange(0), default=0, show_default=True, help="Another seed, other sounds."
+    "--out",
+    type=_path,
+    metavar="DIR",
+    default="soundmark-demo",
+    show_default=True,
+    help="Folder of the WAV files.",
 )
-def demo(out: Path, model: str | None, seed: int) -> None:
+@_model
+@click.option(
+    "--seed",
+    type=click.IntRange(0),
+    default=0,
+    show_default=True,
+    metavar="N",
+    help="Another seed, other sounds.",
+)
+def demo(out: Path, model: str | None, seed: int) -> int:
     """Make everyday sounds in code, write them as WAV files, and let the model name them, right or wrong."""
-    from soundmark import render
+    from soundmark import batch, render
     from soundmark.classifier import Classifier
     from soundmark.demo import demo_clips
 
     classifier = Classifier.load(model)
-    render.print_demo(classifier, demo_clips(seed=seed), out)
+    clips = demo_clips(seed=seed)
+    rows = classifier.classify_many(batch.write_wavs(clips, out))
+    failed = render.print_demo(clips, rows, model=classifier.name, out=out)
+    return errors.EXIT_SOME_FAILED if failed else errors.EXIT_OK
 
 
 def _dataset(data: str | None) -> Dataset:
@@ -259,8 +344,14 @@ def _dataset(data: str | None) -> Dataset:
     return load_esc50(data)
 
 
-def _folds(text: str) -> tuple[int, ...]:
+def _folds(text: str | None) -> tuple[int, ...] | None:
     try:
-        return tuple(sorted({int(part) for part in text.split(",")}))
+        return None if text is None else tuple(sorted({int(part) for part in text.split(",")}))
     except ValueError:
-        raise click.BadParameter(f"{text!r} is not a list of folds such as 5 or 1,2") from None
+        raise click.UsageError(
+            f"{text!r} is not a list of folds such as 5 or 1,2", click.get_current_context()
+        ) from None
+
+
+def _overrides(section: str, fields: dict[str, str | None]) -> list[str]:
+    return [f"{section}.{key}={value}" for key, value in fields.items() if value is not None]

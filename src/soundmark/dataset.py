@@ -1,15 +1,14 @@
 """Clips with labels, folds and source recordings: an index over files, never the audio itself.
 
-ESC-50 (Piczak, ACM Multimedia 2015) comes with five official folds that keep the clips of one source recording
-together, except for four sources that this module knows by name. Audio files are found by stem, so that ``.wav``,
-``.flac`` and ``.ogg`` copies of the data set are the same data set.
+Other layouts (ESC-10, UrbanSound8K, tables, folders) are in `soundmark.sources`, whose `open_dataset` tells them
+apart; data without folds gets them from `soundmark.splits`. ESC-50 (Piczak, ACM Multimedia 2015) comes with five
+official folds that keep the clips of one source recording together, except for four sources that this module knows by
+name. Audio files are found by stem, so that ``.wav``, ``.flac`` and ``.ogg`` copies of the data set are the same one.
 """
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import os
 import re
 from collections import Counter, defaultdict
@@ -19,11 +18,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from soundmark.errors import DatasetError
+from soundmark.tables import Skipped, listed, read_table, refuse
 
 ESC50_VARIABLE = "SOUNDMARK_ESC50"
 """Environment variable that names the ESC-50 folder when ``--data`` is not given."""
 
 ESC50_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
+ESC50_WANTED = "ESC-50: a folder with meta/esc50.csv and audio/"
 ESC50_SHARED_SOURCES = frozenset({"131943", "134049", "209698", "234879"})
 """Sources that stand in several official folds of ESC-50, each time under another label (9 clips)."""
 
@@ -35,23 +36,49 @@ _SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".aiff", ".aif")
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One labelled recording: where it is, what is in it, which fold and which source recording it belongs to."""
+    """One labelled recording: where it is, what is in it, which fold and which source recording it belongs to.
+
+    Fold 0 is no fold; ``time`` is when it was recorded, as its table says, or "".
+    """
 
     name: str
     path: Path
     label: str
     fold: int
     source: str
+    time: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Dataset:
-    """Clips in file order, and the labels in target order (label ``i`` is class ``i`` everywhere)."""
+    """Clips in file order, and the labels in target order (label ``i`` is class ``i`` everywhere).
+
+    Attributes:
+        name: what reports call it; never the name of an official data set that it is not.
+        root: its folder.
+        labels: in target order.
+        clips: in file order.
+        layout: which loader read it.
+        warnings: what a person should look at.
+        skipped: rows and files that are left out.
+        stamps: why figures made from it are not honest ones (``LEAKY: ...``).
+        split: hash of the split that gave it its folds, "" for folds of its own or none.
+    """
 
     name: str
     root: Path
     labels: tuple[str, ...]
     clips: tuple[Clip, ...]
+    layout: str = "ESC-50"
+    warnings: tuple[str, ...] = ()
+    skipped: tuple[Skipped, ...] = ()
+    stamps: tuple[str, ...] = ()
+    split: str = ""
+
+    @property
+    def has_folds(self) -> bool:
+        """Whether the clips are in folds at all."""
+        return any(clip.fold for clip in self.clips)
 
     @property
     def folds(self) -> tuple[int, ...]:
@@ -129,8 +156,12 @@ def find_esc50(data: str | Path | None = None) -> Path:
     return Path(chosen).expanduser()
 
 
-def load_esc50(root: str | Path | None = None) -> Dataset:
+def load_esc50(root: str | Path | None = None, *, strict: bool = True) -> Dataset:
     """Return the ESC-50 index of ``root``: ``meta/esc50.csv`` and ``audio/<stem>.<any audio suffix>``.
+
+    Args:
+        root: the folder, see `find_esc50`.
+        strict: refuse what is wrong; False leaves bad rows out (``skipped``) and stamps a leak.
 
     Raises:
         DatasetError: table missing or malformed (with line numbers), a file name that contradicts its row, clips
@@ -138,53 +169,81 @@ def load_esc50(root: str | Path | None = None) -> Dataset:
     """
     root = find_esc50(root)
     table = root / "meta" / "esc50.csv"
-    rows = _read_table(table, ESC50_COLUMNS)
-    audio = _by_stem(root / "audio")
-    clips: list[Clip] = []
+    rows, problems = read_table(table, ESC50_COLUMNS, wanted=ESC50_WANTED)
+    problems += filter(None, (_esc50_problem(line, row) for line, row in rows))
+    rows = [(line, row) for line, row in rows if not _esc50_problem(line, row)]
+    if problems and strict:
+        refuse(table, problems)
+    audio = by_stem(root / "audio")
+    clips: dict[str, Clip] = {}
     names: dict[int, str] = {}
-    problems: list[str] = []
+    times: Counter[str] = Counter()
     for line, row in rows:
         match = _ESC50_NAME.fullmatch(row["filename"])  # a plain name: no folder, no way out of audio/
         stem = match["stem"] if match else ""
+        where, code, text = f"line {line}", "bad_row", ""
         if not match:
-            problems.append(
-                f"line {line}: file name {row['filename'][:80]!r} is not FOLD-SOURCE-TAKE-TARGET.wav"
-            )
+            text = f"file name {row['filename'][:80]!r} is not FOLD-SOURCE-TAKE-TARGET.wav"
         elif match.group("fold", "source", "take", "target") != (
             row["fold"],
             row["src_file"],
             row["take"],
             row["target"],
         ):
-            problems.append(
-                f"line {line}: {row['filename']} contradicts fold, src_file, take or target of its row"
-            )
+            text = f"{row['filename']} contradicts fold, src_file, take or target of its row"
         elif names.setdefault(int(row["target"]), row["category"]) != row["category"]:
-            problems.append(
-                f"line {line}: target {row['target']} is {row['category']!r} here, {names[int(row['target'])]!r} above"
-            )
+            text = f"target {row['target']} is {row['category']!r} here, {names[int(row['target'])]!r} above"
         elif stem not in audio:
-            problems.append(f"line {line}: no audio file {stem}.* in {root / 'audio'}")
+            where, code = f"{where} ({stem})", "not_found"
+            text = f"no audio file {stem}.* in {root / 'audio'}"
         else:
-            clips.append(Clip(stem, audio[stem], row["category"], int(row["fold"]), row["src_file"]))
-    for stem, times in Counter(clip.name for clip in clips).items():
-        if times > 1:
-            problems.append(f"{stem} stands in {times} rows")
-    _refuse(table, problems)
+            times[stem] += 1
+            clips.setdefault(
+                stem, Clip(stem, audio[stem], row["category"], int(row["fold"]), row["src_file"])
+            )
+            continue
+        problems.append(Skipped(where, code, f"line {line}: {text}"))
+    problems += [
+        Skipped(stem, "duplicate_row", f"{stem} stands in {n} rows") for stem, n in times.items() if n > 1
+    ]
+    if problems and strict:
+        refuse(table, problems)
     if not clips:
         raise DatasetError(f"{table} has no rows", wanted="one row per clip")
     if len(set(names.values())) != len(names):
         raise DatasetError(f"{table}: two targets share one category name", wanted="one name per target")
-    dataset = Dataset("ESC-50", root, tuple(names[target] for target in sorted(names)), tuple(clips))
-    leaking = set(sources_across_folds(dataset)) - ESC50_SHARED_SOURCES
-    if leaking:
+    labels = tuple(names[target] for target in sorted(names))
+    spare = listed(
+        "audio file without a row", sorted(set(audio) - {Path(r["filename"]).stem for _, r in rows})
+    )
+    dataset = Dataset("ESC-50", root, labels, tuple(clips.values()), warnings=spare, skipped=tuple(problems))
+    return checked_folds(dataset, table, strict=strict)
+
+
+def checked_folds(dataset: Dataset, table: Path, *, strict: bool = True) -> Dataset:
+    """Return ``dataset``, stamped where a source stands in several folds.
+
+    Raises:
+        DatasetError: ``strict``, and there is such a source (beyond the four of ESC-50).
+    """
+    leaking = sorted(leaking_sources(dataset))
+    if not leaking:
+        return dataset
+    if strict:
         raise DatasetError(
-            f"{table}: source {', '.join(sorted(leaking))} stands in more than one fold",
+            f"{table}: source {', '.join(leaking[:10])} stands in more than one fold",
             wanted="every source recording in one fold",
             cause="the table was edited, or the folds were drawn anew",
             code="leak",
         )
-    return dataset
+    stamp = f"LEAKY: {len(leaking)} sources stand in more than one fold ({', '.join(leaking[:5])})"
+    return replace(dataset, stamps=(*dataset.stamps, stamp))
+
+
+def leaking_sources(dataset: Dataset) -> dict[str, tuple[int, ...]]:
+    """Return `sources_across_folds` without those that are known to be shared by official folds of ESC-50."""
+    known = ESC50_SHARED_SOURCES if dataset.layout == "ESC-50" and not dataset.split else frozenset()
+    return {s: folds for s, folds in sources_across_folds(dataset).items() if s not in known}
 
 
 def sources_across_folds(dataset: Dataset) -> dict[str, tuple[int, ...]]:
@@ -195,73 +254,29 @@ def sources_across_folds(dataset: Dataset) -> dict[str, tuple[int, ...]]:
     return {source: tuple(sorted(found)) for source, found in sorted(folds.items()) if len(found) > 1}
 
 
-def _read_table(table: Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
-    """Return ``(line number, row)`` of a CSV file, every missing column named at once."""
-    try:
-        text = table.read_text("utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise DatasetError(
-            f"{table} cannot be read ({reason})",
-            wanted="ESC-50: a folder with meta/esc50.csv and audio/",
-            cause="--data names another folder",
-            code="no_table",
-        ) from None
-    reader = csv.DictReader(io.StringIO(text, newline=""), strict=True)
-    try:
-        return _checked_rows(reader, table, columns)
-    except csv.Error as error:
-        _refuse(table, [f"line {reader.line_num}: {error}"])
-        raise
+def by_stem(folder: Path, *, wanted: str = ESC50_WANTED) -> dict[str, Path]:
+    """Return stem -> path of the recordings in ``folder``, regular files only (a FIFO would block for ever).
 
-
-def _checked_rows(
-    reader: csv.DictReader[str], table: Path, columns: Sequence[str]
-) -> list[tuple[int, dict[str, str]]]:
-    missing = [name for name in columns if name not in (reader.fieldnames or [])]
-    if missing:
-        raise DatasetError(
-            f"{table} lacks the columns {', '.join(missing)}",
-            wanted=f"columns {', '.join(columns)}",
-            code="bad_table",
-        )
-    rows, problems = [], []
-    for row in reader:
-        if None in row or any(row[name] is None for name in columns):
-            problems.append(
-                f"line {reader.line_num}: {len(row)} cells where {len(reader.fieldnames or [])} are due"
-            )
-        elif not re.fullmatch("[1-5]", row["fold"]):
-            problems.append(f"line {reader.line_num}: fold {row['fold'][:20]!r} is not 1 to 5")
-        elif not re.fullmatch("[1-4]?[0-9]", row["target"]):
-            problems.append(f"line {reader.line_num}: target {row['target'][:20]!r} is not 0 to 49")
-        else:
-            rows.append((reader.line_num, row))
-    _refuse(table, problems)
-    return rows
-
-
-def _refuse(table: Path, problems: list[str]) -> None:
-    if problems:
-        more = f" ... and {len(problems) - 10} more" if len(problems) > 10 else ""
-        raise DatasetError(
-            f"{table}: {'; '.join(problems[:10])}{more}", wanted="the official table", code="bad_table"
-        )
-
-
-def _by_stem(folder: Path) -> dict[str, Path]:
+    Raises:
+        DatasetError: the folder cannot be read.
+    """
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
         raise DatasetError(
-            f"{folder} cannot be read ({error.strerror})",
-            wanted="ESC-50: meta/esc50.csv and audio/",
-            code="no_audio",
+            f"{folder} cannot be read ({error.strerror})", wanted=wanted, code="no_audio"
         ) from None
-    wanted = (e for e in entries if Path(e.name).suffix.lower() in _SUFFIXES)
-    return {
-        Path(e.name).stem: Path(e.path) for e in wanted if os.path.isfile(e.path)
-    }  # a FIFO would block for ever
+    found = (e for e in entries if Path(e.name).suffix.lower() in _SUFFIXES)
+    return {Path(e.name).stem: Path(e.path) for e in found if os.path.isfile(e.path)}
+
+
+def _esc50_problem(line: int, row: dict[str, str]) -> Skipped | None:
+    where = f"line {line}"
+    if not re.fullmatch("[1-5]", row["fold"]):
+        return Skipped(where, "bad_row", f"{where}: fold {row['fold'][:20]!r} is not 1 to 5")
+    if not re.fullmatch("[1-4]?[0-9]", row["target"]):
+        return Skipped(where, "bad_row", f"{where}: target {row['target'][:20]!r} is not 0 to 49")
+    return None
 
 
 def _sha256(clip: Clip) -> str:

@@ -131,6 +131,7 @@ def evaluate(
         "soundmark": soundmark.__version__,
         "model": classifier.name,
         "model_digest": classifier.digest,
+        "model_bytes": len(classifier.bundle.model),
         "data": dataset.name,
         "data_digest": test_set.digest(),
         "folds": list(chosen),
@@ -148,26 +149,39 @@ def stamps(classifier: Classifier, dataset: Dataset, folds: tuple[int, ...]) -> 
     """Return why a figure on these folds would not be an honest one.
 
     ``TRAINED ON``: the model saw these folds. ``UNKNOWN TRAINING``: the bundle does not say what it saw.
+    ``OTHER SPLIT``: it was trained under another split of the same data, and may have seen these clips. ``LEAKY``: the
+    split of the data, or of the training, has a recording on both sides.
     """
     training = classifier.manifest.provenance.get("training", {})
+    leaky = dict.fromkeys([*dataset.stamps, *map(str, training.get("stamps", []))])
+    return [*leaky, *_seen_before(training, dataset, folds)]
+
+
+def _seen_before(training: dict[str, Any], dataset: Dataset, folds: tuple[int, ...]) -> list[str]:
     seen = training.get("train_folds")
     if not isinstance(seen, list) or not seen or not all(isinstance(fold, int) for fold in seen):
         return ["UNKNOWN TRAINING: the bundle does not say which clips it was trained on"]
     same = _collection(str(training.get("data", dataset.name))) == _collection(dataset.name)
+    if not same and set(seen) <= set(dataset.folds):  # the same clips under another name
+        same = dataset.in_folds(seen).digest() == training.get("data_digest")
+    if same and training.get("split", "") != dataset.split:
+        return ["OTHER SPLIT: the model was trained under other folds of this data; it may know these clips"]
     both = sorted(set(seen) & set(folds)) if same else []
     return [f"TRAINED ON fold {', '.join(map(str, both))}: not a test figure"] if both else []
 
 
 def _collection(name: str) -> str:
-    """Return the data set that a choice of its labels was made from (see `Dataset.with_labels`)."""
-    return name.partition(" (")[0]
+    """Return the data set that a choice of its clips was made from (see `Dataset.with_labels`)."""
+    name = name.partition(" (")[0]
+    return "ESC-50" if name == "ESC-10" else name  # its clips are clips of ESC-50, in the same folds
 
 
 def figures(answers: Sequence[Answer], failed: Sequence[Clip], labels: tuple[str, ...]) -> dict[str, Any]:
     """Return accuracy with its 95 % interval, top-3, macro F1, per fold, per class and the confusion matrix.
 
-    A clip that could not be classified (``failed``) counts as wrong everywhere. The interval is a percentile bootstrap over *sources*
-    (Efron 1979), because clips cut from one recording are not independent. Macro F1 averages the classes that occur.
+    A clip that could not be classified (``failed``) counts as wrong everywhere. The interval is a percentile bootstrap
+    over *sources* (Efron 1979), because clips cut from one recording are not independent. Macro F1 averages the classes
+    that occur.
     """
     index = {label: i for i, label in enumerate(labels)}
     confusion = np.zeros((len(labels), len(labels)), dtype=np.int64)  # (true, heard)

@@ -18,7 +18,14 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from rich.cells import cell_len, set_cell_size
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.text import Text
 
 from soundmark import batch, config
@@ -39,6 +46,12 @@ FITTED_TOP_K = 3
 """Up to this many labels, those that do not fit on the line are left out; if more were asked for, they are wrapped."""
 
 
+class _Console(Console):
+    def on_broken_pipe(self) -> None:
+        """Leave the status to `cli.main`; rich would exit with 1."""
+        raise BrokenPipeError
+
+
 class Column(NamedTuple):
     """A title and a fixed width in terminal cells."""
 
@@ -51,7 +64,7 @@ class Lines:
     """Aligned lines on standard output: fixed columns, then free text; continuation lines are indented."""
 
     def __init__(self, columns: Sequence[Column] = ()) -> None:
-        self.console = Console(highlight=False)
+        self.console = _Console(highlight=False)
         self.width = max(MIN_WIDTH, self.console.width)
         self.columns = columns
 
@@ -100,7 +113,9 @@ class Lines:
         self.console.print(line, soft_wrap=True)
 
 
-def show_rows(rows: Iterable[batch.Row], form: str, *, top_k: int, paths: Sequence[str], labels: Sequence[str]) -> int:
+def show_rows(
+    rows: Iterable[batch.Row], form: str, *, top_k: int, paths: Sequence[str], labels: Sequence[str]
+) -> int:
     """Print rows as ``table``, ``json``, ``jsonl`` or ``csv``, each as it comes; return how many failed.
 
     Args:
@@ -110,7 +125,7 @@ def show_rows(rows: Iterable[batch.Row], form: str, *, top_k: int, paths: Sequen
         paths: where the rows come from, for the widths of the table.
         labels: of the model, for the widths of the table.
     """
-    with clip_progress("classify", len(paths)) as on_clip:
+    with clip_progress("classify", len(paths), beside_rows=True) as on_clip:
         counted = _counted(rows, on_clip)
         if form == "jsonl":
             return batch.write_jsonl(counted, sys.stdout)
@@ -122,13 +137,13 @@ def show_rows(rows: Iterable[batch.Row], form: str, *, top_k: int, paths: Sequen
 
 
 @contextmanager
-def clip_progress(what: str, total: int) -> Iterator[OnClip]:
+def clip_progress(what: str, total: int, *, beside_rows: bool = False) -> Iterator[OnClip]:
     """Yield a function that counts clips on a bar and lets a delayed Ctrl-C through (`batch.stoppable`).
 
-    The bar is on standard error, and only where that is a terminal and standard output is not: there, the rows
-    themselves are the progress.
+    The bar is on standard error, and only where that is a terminal. With ``beside_rows``, rows are printed meanwhile:
+    where they go to a terminal too, they are the progress, and there is no bar.
     """
-    with batch.stoppable() as check, _progress(beside_rows=True) as bar:
+    with batch.stoppable() as check, _progress(beside_rows=beside_rows) as bar:
         task = bar.add_task(what, total=total)
 
         def on_clip(n: int) -> None:
@@ -233,7 +248,8 @@ def print_export(bundle: Bundle, agreement: dict[str, Any]) -> None:
     lines.say(f"wrote {bundle.path} ({len(bundle.model):,} bytes ONNX)")
     lines.say(
         f"torch/ONNX differ by at most {agreement['torch_onnx_max_difference']:.1e} in a score; "
-        f"int8 keeps {agreement['int8_top1_agreement']:.1%} of the top labels on {agreement['windows']} training windows"
+        f"int8 keeps {agreement['int8_top1_agreement']:.1%} of the top labels "
+        f"on {agreement['windows']} training windows"
     )
 
 
@@ -253,11 +269,20 @@ def print_demo(clips: Sequence[DemoClip], rows: Iterable[batch.Row], *, model: s
         right += (hit := row.label == clip.label)
         then = _fitted(row.labels[1:], lines.width - lines.taken)
         lines.row(
-            [clip.label, row.label or "unknown", f"{row.score:.2f}"], then, styles={1: "green" if hit else "yellow"}
+            [clip.label, row.label or "unknown", f"{row.score:.2f}"],
+            then,
+            styles={1: "green" if hit else "yellow"},
         )
-    lines.say(f"{right} of {len(clips)} as meant. They are synthesised, not recorded: no measure of accuracy.")
+    lines.say(
+        f"{right} of {len(clips)} as meant. They are synthesised, not recorded: no measure of accuracy."
+    )
     lines.say(f"Listen: {out}{os.sep}*.wav")
     return failed
+
+
+def print_note(text: str, *, aside: bool = False) -> None:
+    """Print one line, unwrapped; aside, on standard error, where standard output is for machines."""
+    print(visible(text), file=sys.stderr if aside else sys.stdout)
 
 
 def print_json(tree: Any) -> None:
@@ -327,7 +352,9 @@ def _print_row(lines: Lines, row: batch.Row, name: str, *, rest: int, wrap: bool
     then = "" if wrap else _fitted(row.labels[1:], rest - (len(marks) + len(GAP) if marks and behind else 0))
     tail = GAP.join(part for part in (then, marks if behind else "") if part)
     unknown = row.label is None
-    lines.row([name, row.label or "unknown", f"{row.score:.2f}"], tail, styles={1: "yellow"} if unknown else None)
+    lines.row(
+        [name, row.label or "unknown", f"{row.score:.2f}"], tail, styles={1: "yellow"} if unknown else None
+    )
     if marks and not behind:
         lines.say(marks, indent=INDENT)
     if wrap and len(row.labels) > 1:

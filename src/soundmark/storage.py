@@ -64,7 +64,7 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, overwrite: bool 
 
 
 def _replace(new: Path, folder: Path) -> None:
-    """Put ``new`` in the place of ``folder`` in one step; what was there is afterwards at ``new``."""
+    """Put ``new`` in the place of ``folder`` in one step; what was there is then at ``new``, or gone."""
     if not folder.exists():
         os.replace(new, folder)
         return
@@ -72,19 +72,17 @@ def _replace(new: Path, folder: Path) -> None:
     renameat2 = getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
     if renameat2 and renameat2(here, os.fsencode(new), here, os.fsencode(folder), exchange) == 0:
         return
-    aside = Path(
-        tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent)
-    )  # a system without an exchange
+    # A system without an exchange: two steps, the first undone if the second fails.
+    aside = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         os.replace(folder, aside / folder.name)
-        try:
-            os.replace(new, folder)
-        except BaseException:
-            os.replace(aside / folder.name, folder)  # the old one, as it was
-            raise
-        os.replace(aside / folder.name, new)
-    finally:
+        os.replace(new, folder)
+    except BaseException:
+        if (aside / folder.name).exists():
+            os.replace(aside / folder.name, folder)
         aside.rmdir()
+        raise
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 @contextmanager

@@ -28,15 +28,16 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import soundmark
 from soundmark import bundle, classifier
 from soundmark.config import ExportConfig
-from soundmark.dataset import load_esc50
 from soundmark.errors import TrainingError
 from soundmark.frontend import fingerprint
 from soundmark.learn import checkpoint, networks
 from soundmark.learn.card import model_card
 from soundmark.learn.features import FeatureStore, extract
-from soundmark.learn.train import Run
+from soundmark.learn.train import SPLIT_FILE, Run
 from soundmark.postprocess import softmax
 from soundmark.runtime import INPUT, OUTPUT, Runtime
+from soundmark.sources import open_dataset
+from soundmark.splits import apply_split
 
 OPSET = 20
 MAX_TORCH_ONNX_DIFFERENCE = 1e-4
@@ -117,9 +118,9 @@ def export(
             code="export_disagrees",
         )
     manifest = _manifest(run, model, config, agreement)
-    return bundle.write(
-        out, manifest=manifest, model=model, readme=model_card(manifest, len(model)), overwrite=overwrite
-    ), agreement
+    stamps = "".join(f"**{stamp}**\n\n" for stamp in run.info.get("stamps", []))
+    readme = stamps + model_card(manifest, len(model))
+    return bundle.write(out, manifest=manifest, model=model, readme=readme, overwrite=overwrite), agreement
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
@@ -205,7 +206,11 @@ class _Reader(ortq.CalibrationDataReader):  # type: ignore[misc]
 def _training_features(
     run: Run, data: str | Path | None, on_clip: Callable[[int], None] | None
 ) -> FeatureStore:
-    dataset = load_esc50(data or run.info["data_root"])
+    dataset = open_dataset(
+        data or run.info["data_root"], strict=False
+    )  # the digest tells whether it is the same
+    if (run.path / SPLIT_FILE).exists():
+        dataset = apply_split(dataset, run.path / SPLIT_FILE)
     if run.labels != dataset.labels:  # trained on a choice of labels
         dataset = dataset.with_labels(run.labels)
     train_set = dataset.in_folds(run.info["train_folds"])
@@ -216,7 +221,8 @@ def _training_features(
             cause="--data names another copy",
             code="other_data",
         )
-    return extract(train_set, run.preset.frontend, run.preset.window, progress=on_clip)
+    left_out = None if "skipped" not in run.info else lambda *_: None  # the run has named them
+    return extract(train_set, run.preset.frontend, run.preset.window, progress=on_clip, on_bad=left_out)
 
 
 def _features(store: FeatureStore, count: int, *, offset: int) -> Array:
@@ -245,9 +251,10 @@ def _agreement(network: nn.Module, fp32: bytes, model: bytes, features: Array) -
 
 def _manifest(run: Run, model: bytes, config: ExportConfig, agreement: Agreement) -> bundle.Manifest:
     preset = run.preset
-    training = {
-        key: value for key, value in run.info.items() if key not in ("labels", "data_root", "finished")
-    }
+    left_out = ("labels", "data_root", "finished", "skipped")
+    training = {key: value for key, value in run.info.items() if key not in left_out}
+    if "skipped" in run.info:
+        training["n_skipped"] = len(run.info["skipped"])
     return bundle.Manifest(
         name=preset.name,
         created_by=f"soundmark {soundmark.__version__}",
@@ -257,7 +264,7 @@ def _manifest(run: Run, model: bytes, config: ExportConfig, agreement: Agreement
         window=preset.window,
         decision=preset.decision,
         golden=classifier.golden(preset.frontend, preset.window, model, n_labels=len(run.labels)),
-        licence=LICENCE,
+        licence=_licence(str(run.info["data"])),
         provenance={
             "training": {"preset": preset.name, "network": preset.network.kind, **training},
             "export": {
@@ -274,6 +281,12 @@ LICENCE = (
     "Apache-2.0 (weights); trained on ESC-50, whose recordings are CC BY-NC 3.0 "
     "(ESC-10 subset CC BY 3.0): see README.md"
 )
+
+
+def _licence(data: str) -> str:
+    if data.startswith(("ESC-50", "ESC-10")):
+        return LICENCE
+    return f"Apache-2.0 (weights); trained on {data}: whoever made those recordings may ask for more"
 
 
 @contextlib.contextmanager

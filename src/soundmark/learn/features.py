@@ -12,7 +12,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -22,12 +22,20 @@ import soxr
 
 from soundmark import audio, storage
 from soundmark.config import FrontendConfig, WindowConfig
-from soundmark.dataset import Dataset
-from soundmark.errors import StorageError
+from soundmark.dataset import Clip, Dataset
+from soundmark.errors import AudioError, DatasetError, StorageError
 from soundmark.frontend import Frontend, fingerprint
 
 CACHE_VARIABLE = "SOUNDMARK_CACHE"
 """Environment variable that names the cache folder (default: ``~/.cache/soundmark``)."""
+
+MAX_BAD = 0.2
+"""Largest share of clips that may be left out because they cannot be read."""
+
+_NOT_THE_CONTENT = frozenset(
+    {"not_found", "not_regular_file", "symlink_loop", "permission_denied", "io_error"}
+)
+OnBad = Callable[[Clip, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,11 +46,13 @@ class FeatureStore:
         linear: float32 ``(n_windows, n_linear, n_frames)``, memory-mapped.
         clip_of: ``(n_windows,)`` index of the clip that a window was cut from.
         frontend: the front end whose `finish` turns them into features.
+        skipped: index -> error code of the clips that cannot be read and have no windows.
     """
 
     linear: npt.NDArray[np.float32]
     clip_of: npt.NDArray[np.int64]
     frontend: Frontend
+    skipped: dict[int, str] = field(default_factory=dict)
 
 
 def cache_dir() -> Path:
@@ -59,6 +69,7 @@ def extract(
     window: WindowConfig,
     *,
     progress: Callable[[int], None] | None = None,
+    on_bad: OnBad | None = None,
 ) -> FeatureStore:
     """Return the linear features of ``dataset``, from the cache where it has them.
 
@@ -67,9 +78,12 @@ def extract(
         frontend: what to compute.
         window: how clips are cut; the same rule as when classifying.
         progress: called with 1 after every clip.
+        on_bad: called with every clip whose content cannot be used and its error code, and that clip is left out;
+            without it, such a clip is an error.
 
     Raises:
-        AudioError: a clip cannot be read (training never goes on with a clip less).
+        AudioError: a clip cannot be read (never silently a clip less).
+        DatasetError: more than `MAX_BAD` of the clips are bad, or all clips of a label.
         StorageError: the cache cannot be written.
     """
     hashes = dataset.hashes()
@@ -77,11 +91,30 @@ def extract(
     home = cache_dir() / "features" / key
     front = Frontend(frontend)
     store = _open(home, len(dataset.clips), front)
-    if store is None:
-        store = _build(home, dataset, front, window, progress)
+    if store is None or (store.skipped and not on_bad):
+        store = _build(home, dataset, front, window, progress, skip=on_bad is not None)
     elif progress:
         progress(len(dataset.clips))
+    if on_bad:
+        for index, code in sorted(store.skipped.items()):
+            on_bad(dataset.clips[index], code)
+    _refuse_too_many(dataset, store.skipped)
     return store
+
+
+def _refuse_too_many(dataset: Dataset, skipped: dict[int, str]) -> None:
+    left = {clip.label for index, clip in enumerate(dataset.clips) if index not in skipped}
+    gone = sorted({clip.label for clip in dataset.clips} - left)
+    if gone or len(skipped) > MAX_BAD * len(dataset.clips):
+        names = [f"{dataset.clips[index].name} ({code})" for index, code in sorted(skipped.items())]
+        more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+        of_label = f", among them all of {', '.join(gone)[:200]}" if gone else ""
+        raise DatasetError(
+            f"{len(skipped)} of {len(dataset.clips)} clips cannot be used{of_label}: {', '.join(names[:5])}{more}",
+            wanted=f"at most {MAX_BAD:.0%} of the clips, and some of every label left",
+            cause="damaged files, or another data set than was meant",
+            code="too_many_bad",
+        )
 
 
 def _key(frontend: FrontendConfig, window: WindowConfig, hashes: list[str]) -> str:
@@ -99,11 +132,16 @@ def _open(home: Path, n_clips: int, front: Frontend) -> FeatureStore | None:
     try:
         linear = np.load(home / "linear.npy", mmap_mode="r", allow_pickle=False)
         clip_of = np.load(home / "clip_of.npy", allow_pickle=False)
+        bad = home / "skipped.json"  # there only if there are any
+        skipped = (
+            {int(i): str(code) for i, code in json.loads(bad.read_bytes()).items()} if bad.exists() else {}
+        )
     except Exception:  # a damaged header makes np.load raise almost anything
         return None
     whole = linear.dtype == np.float32 and linear.ndim == 3 and clip_of.shape == linear.shape[:1]
-    whole = whole and clip_of.dtype == np.int64 and np.array_equal(np.unique(clip_of), np.arange(n_clips))
-    return FeatureStore(linear, clip_of, front) if whole else None
+    whole = whole and clip_of.dtype == np.int64
+    whole = whole and sorted({*clip_of.tolist(), *skipped}) == list(range(n_clips))
+    return FeatureStore(linear, clip_of, front, skipped) if whole else None
 
 
 def _build(
@@ -112,23 +150,38 @@ def _build(
     front: Frontend,
     window: WindowConfig,
     progress: Callable[[int], None] | None,
+    *,
+    skip: bool,
 ) -> FeatureStore:
     rate = front.config.sample_rate
     size, hop = round(window.window_s * rate), round(window.hop_s * rate)
 
-    def of_clip(index: int) -> list[npt.NDArray[np.float32]]:
-        samples = audio.load(dataset.clips[index].path, sample_rate=rate).samples
+    def of_clip(index: int) -> list[npt.NDArray[np.float32]] | AudioError:
+        try:
+            samples = audio.load(dataset.clips[index].path, sample_rate=rate).samples
+        except AudioError as error:
+            if not skip or error.code in _NOT_THE_CONTENT:
+                raise
+            return error
         return [front.linear(part) for part in audio.windows(samples, window_samples=size, hop_samples=hop)]
 
     def fill(scratch: Path) -> None:
         rows: list[npt.NDArray[np.float32]] = []
         clip_of: list[int] = []
+        skipped: dict[int, str] = {}
         with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
             for index, parts in enumerate(pool.map(of_clip, range(len(dataset.clips)))):
-                rows += parts
-                clip_of += [index] * len(parts)
+                if isinstance(parts, AudioError):
+                    skipped[index] = parts.code
+                else:
+                    rows += parts
+                    clip_of += [index] * len(parts)
                 if progress:
                     progress(1)
+        if not rows:
+            _refuse_too_many(dataset, skipped)
+        if skipped:
+            (scratch / "skipped.json").write_text(json.dumps(skipped), "utf-8")
         np.save(scratch / "linear.npy", np.stack(rows))
         np.save(scratch / "clip_of.npy", np.array(clip_of, dtype=np.int64))
 
@@ -137,7 +190,7 @@ def _build(
         storage.write_folder(home, fill, overwrite=True)
     except StorageError as error:
         refused = error
-    store = _open(home, len(dataset.clips), front)  # ours, or that of a process which was first
+    store = _open(home, len(dataset.clips), front)  # ours, or that of a process that was first
     if store is None:
         raise StorageError(
             refused.saw if refused else f"the feature cache {home} cannot be read back",

@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,15 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 import soundmark
 from soundmark import storage
 from soundmark.config import Preset, TrainConfig, load_preset, to_dict, to_toml
-from soundmark.dataset import Dataset
-from soundmark.errors import StorageError, TrainingError
+from soundmark.dataset import Clip, Dataset
+from soundmark.errors import DatasetError, StorageError, TrainingError
 from soundmark.learn import checkpoint, networks
 from soundmark.learn.augment import augment, mask
 from soundmark.learn.features import FeatureStore, extract
+from soundmark.splits import Split, class_weights
+
+SPLIT_FILE = "split.json"
+"""The split that a run was trained under, in its folder, where the data has no folds of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,9 +84,11 @@ def train(
     test_fold: int,
     out: Path,
     train_folds: tuple[int, ...] = (),
+    split: Split | None = None,
     resume: bool = False,
     on_clip: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
 ) -> Run:
     """Train ``preset`` on every fold but ``test_fold`` and return the finished run.
 
@@ -92,11 +98,14 @@ def train(
         test_fold: the fold that the result will be judged on.
         out: run folder: preset.toml, run.json, history.jsonl, checkpoints/, tensorboard/, weights.safetensors.
         train_folds: narrower choice of training folds (an inner split), default all but ``test_fold``.
+        split: what gave ``dataset`` its folds (`splits.folded`), kept as split.json in ``out``.
         resume: go on where ``out`` stands; without it, a folder that holds a run is refused.
         on_clip: called with 1 per clip while features are extracted.
         on_epoch: called after every epoch.
+        on_note: called with a line for a person: clips that cannot be read and are left out.
 
     Raises:
+        DatasetError: one label alone, too many bad clips, nothing but equal clips.
         TrainingError: ``out`` holds another run or is in use; the loss is not finite too often.
         StorageError: the disk refuses; the last checkpoint is intact.
     """
@@ -106,7 +115,11 @@ def train(
             f"fold {test_fold} is both trained and tested on", wanted="disjoint folds", code="leak"
         )
     train_set = dataset.in_folds(folds)
-    info = {
+    if len(dataset.labels) < 2:
+        raise DatasetError(
+            f"{dataset.name} has one label alone", wanted="two or more labels", code="one_label"
+        )
+    info: dict[str, Any] = {
         "soundmark": soundmark.__version__,
         "torch": torch.__version__.split("+")[0],
         "data": dataset.name,
@@ -118,9 +131,25 @@ def train(
         "n_clips": len(train_set.clips),
         "seed": preset.train.seed,
     }
+    if dataset.split:
+        info["split"] = dataset.split
+    if dataset.stamps:
+        info["stamps"] = list(dataset.stamps)
+    skipped: list[dict[str, str]] = []
+
+    def on_bad(clip: Clip, code: str) -> None:
+        skipped.append({"path": clip.name, "code": code})
+
     with _lock(out):
-        _claim(out, preset, info, resume)
-        store = extract(train_set, preset.frontend, preset.window, progress=on_clip)
+        _claim(out, preset, info, resume, split)
+        store = extract(train_set, preset.frontend, preset.window, progress=on_clip, on_bad=on_bad)
+        if skipped:
+            info["skipped"] = skipped
+            if on_note:
+                names = ", ".join(f"{bad['path']} ({bad['code']})" for bad in skipped)
+                on_note(
+                    f"{len(skipped)} of {len(train_set.clips)} clips cannot be used and are left out: {names}"
+                )
         return _fit(preset, train_set, store, out, info, on_epoch)
 
 
@@ -140,6 +169,10 @@ def _fit(
     linear = torch.from_numpy(np.array(store.linear))  # (n_windows, n_linear, n_frames)
     targets = torch.tensor(train_set.targets)[torch.from_numpy(store.clip_of)]
     one_hot = nn.functional.one_hot(targets, len(train_set.labels)).float()
+    if all(torch.equal(linear[0], other) for other in linear):
+        raise DatasetError("all clips are equal", wanted="sounds that differ", code="no_information")
+    kept = replace(train_set, clips=tuple(c for i, c in enumerate(train_set.clips) if i not in store.skipped))
+    weights = torch.tensor(class_weights(kept))  # (n_labels,)
 
     torch.manual_seed(config.seed)
     network = networks.build(
@@ -147,9 +180,10 @@ def _fit(
     )
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = _optimizer(network, config)
-    average = get_ema_multi_avg_fn(config.ema)  # type: ignore[no-untyped-call]
-    averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     steps = max(1, len(linear) // (config.batch_size * fabric.world_size))
+    decay = min(config.ema, 1 - 3 / max(3, steps * config.epochs))  # a short run averages its last third
+    average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
+    averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     start = _restore(out, network, optimizer, averaged)
     model, optimizer = fabric.setup(network, optimizer)
     averaged.to(fabric.device)
@@ -158,6 +192,7 @@ def _fit(
         finished: Tensor = store.frontend.finish(batch, torch)
         return finished
 
+    of_label = weights.to(fabric.device) if config.balance == "weights" else None
     bad = 0
     with _summary_writer(out, start, fabric.is_global_zero) as write:
         for epoch in range(start, config.epochs):
@@ -166,7 +201,7 @@ def _fit(
             torch.manual_seed(seed + fabric.global_rank)  # dropout
             generator = torch.Generator().manual_seed(seed + fabric.global_rank)
             model.train()
-            order = torch.randperm(len(linear), generator=torch.Generator().manual_seed(seed))
+            order = _order(config, weights[targets], torch.Generator().manual_seed(seed))
             order = order[fabric.global_rank :: fabric.world_size]
             for step in range(steps):
                 rows = order[step * config.batch_size : (step + 1) * config.batch_size]
@@ -181,7 +216,7 @@ def _fit(
                 for group in optimizer.param_groups:
                     group["lr"] = lr
                 before = [buffer.clone() for buffer in network.buffers()]  # batch norm's running statistics
-                loss = nn.functional.cross_entropy(model(x), soft)
+                loss = nn.functional.cross_entropy(model(x), soft, weight=of_label)
                 optimizer.zero_grad(set_to_none=True)
                 fabric.backward(loss)
                 norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or math.inf)
@@ -215,6 +250,13 @@ def _fit(
         storage.write_bytes(out / "run.json", json.dumps(finished, indent=2).encode())
     fabric.barrier()
     return Run(out, preset, finished)
+
+
+def _order(config: TrainConfig, weights: Tensor, generator: torch.Generator) -> Tensor:
+    """Return the windows of one epoch: each once, or, for the balanced sampler, drawn by weight."""
+    if config.balance == "sampler":
+        return torch.multinomial(weights, len(weights), replacement=True, generator=generator)
+    return torch.randperm(len(weights), generator=generator)
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
@@ -277,7 +319,7 @@ def _window_samples(preset: Preset) -> int:
     return round(preset.window.window_s * preset.frontend.sample_rate)
 
 
-def _claim(out: Path, preset: Preset, info: dict[str, Any], resume: bool) -> None:
+def _claim(out: Path, preset: Preset, info: dict[str, Any], resume: bool, split: Split | None) -> None:
     """Mark ``out`` as this run's, or refuse if it is another's, showing the difference."""
     same = [key for key in info if key != "data_root"]  # the same data may have moved
     mine = {**{key: info[key] for key in same}, "preset": to_dict(preset)}
@@ -296,6 +338,8 @@ def _claim(out: Path, preset: Preset, info: dict[str, Any], resume: bool) -> Non
                 code="other_run",
             )
         return
+    if split:
+        split.write(out / SPLIT_FILE)
     storage.write_bytes(out / "preset.toml", to_toml(preset).encode())
     storage.write_bytes(out / "run.json", json.dumps({**info, "finished": False}, indent=2).encode())
 

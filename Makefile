@@ -1,0 +1,67 @@
+# One virtual environment, .venv. A stamp file in it says what is installed, so a second call starts at once; a stamp is
+# written only when its installation has finished, so an interrupted one is done again.
+#
+#   make demo    the light core, then what the built-in model hears in sounds made in code
+#   make test    the tests (editable install with training and development extras); JOBS=2 for two processes
+#   make check   linters, types, dependency rule
+#   make bench   benchmarks/*.py
+#   make clean   remove what these made
+
+PYTHON = python3
+JOBS = 0
+PYTEST_ARGS =
+TORCH = $(shell grep '^torch==' constraints.txt)
+
+VENV = .venv
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip --disable-pip-version-check --quiet
+SOURCES = $(shell find src -type f ! -name '*.pyc')
+
+# Once the checkout is installed editable, it stays so: a copy of it in site-packages would hide later changes.
+EDITABLE = $(if $(wildcard $(VENV)/.soundmark-dev),--editable)
+
+# A bare torch brings GPU packages of more than 2 GB; the pinned one is installed first, and nothing may replace it.
+export PIP_CONSTRAINT = constraints.txt
+
+.NOTPARALLEL:
+.PHONY: demo test check bench clean
+
+demo: $(VENV)/.soundmark-core
+	$(BIN)/soundmark demo
+
+test: $(VENV)/.soundmark-dev
+	$(BIN)/python -m pytest -n $(JOBS) $(PYTEST_ARGS)
+
+check: $(VENV)/.soundmark-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+bench: $(VENV)/.soundmark-bench
+	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python "$$script"; done
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find src tests benchmarks -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.soundmark-venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or later is wanted: make PYTHON=...")'
+	$(PYTHON) -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.soundmark-core: $(VENV)/.soundmark-venv pyproject.toml constraints.txt $(SOURCES)
+	@echo 'Installing the light core into $(VENV)'
+	@$(PIP) install $(EDITABLE) .
+	@touch $@
+
+$(VENV)/.soundmark-dev: $(VENV)/.soundmark-venv pyproject.toml constraints.txt
+	@echo 'Installing $(TORCH), then the training and development extras, into $(VENV)'
+	@$(PIP) install '$(TORCH)'
+	@$(PIP) install --editable '.[train,data,dev]'
+	@touch $@
+
+$(VENV)/.soundmark-bench: $(VENV)/.soundmark-venv pyproject.toml constraints.txt $(SOURCES)
+	@echo 'Installing the benchmark extra into $(VENV)'
+	@$(PIP) install $(EDITABLE) '.[bench]'
+	@touch $@
