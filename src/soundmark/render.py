@@ -258,7 +258,8 @@ def print_demo(clips: Sequence[DemoClip], rows: Iterable[batch.Row], *, model: s
     meant = max((len(clip.label) for clip in clips), default=0)
     lines = Lines([Column("meant to be", max(11, meant)), Column("heard as", 16), Column("score", 5, True)])
     lines.say(f"Sounds made in code, heard by {model}:")
-    lines.heads("then")
+    rest = lines.width - lines.taken
+    lines.heads("then" if rest >= MIN_REST else "")
     right = failed = 0
     for clip, row in zip(clips, rows, strict=True):
         if not isinstance(row, Prediction):
@@ -267,7 +268,7 @@ def print_demo(clips: Sequence[DemoClip], rows: Iterable[batch.Row], *, model: s
             lines.say(row.message, indent=INDENT)
             continue
         right += (hit := row.label == clip.label)
-        then = _fitted(row.labels[1:], lines.width - lines.taken)
+        then = _fitted(row.labels[1:], rest) if rest >= MIN_REST else ""
         lines.row(
             [clip.label, row.label or "unknown", f"{row.score:.2f}"],
             then,
@@ -349,7 +350,11 @@ def _print_row(lines: Lines, row: batch.Row, name: str, *, rest: int, wrap: bool
     notes = [row.reason] if row.reason and row.reason not in row.flags else []
     marks = f"[{', '.join([*notes, *row.flags])}]" if notes or row.flags else ""
     behind = len(marks) <= rest
-    then = "" if wrap else _fitted(row.labels[1:], rest - (len(marks) + len(GAP) if marks and behind else 0))
+    then = (
+        ""
+        if wrap or rest < MIN_REST
+        else _fitted(row.labels[1:], rest - (len(marks) + len(GAP) if marks and behind else 0))
+    )
     tail = GAP.join(part for part in (then, marks if behind else "") if part)
     unknown = row.label is None
     lines.row(
