@@ -206,9 +206,7 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.995  # decay of the averaged weights, 0: none
     clip_norm: NonNegativeFloat = 5.0  # gradients are scaled down to this norm, 0 for no limit
     max_bad_batches: NonNegative = 5  # this many non-finite losses are skipped, then the run stops
-    balance: Literal["none", "weights", "sampler"] = (
-        "none"  # rare labels: weigh their loss, or draw them as often
-    )
+    balance: Literal["none", "weights", "sampler"] = "none"  # rare labels: weigh or draw more
     seed: NonNegative = 0  # every random number of a run follows from it
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # arithmetic of the training steps
     devices: Positive = 1  # processes (GPUs or CPUs); more than one is DDP through Lightning Fabric

@@ -6,8 +6,8 @@ spectrum, but only copies agree in how it wavers. (3) The loudest three seconds 
 sample by sample (`wave_match`), which two recordings of one kind of clock do not survive.
 
 The thresholds, on the 2 000 clips of ESC-50: step 2 alone would report some hundred pairs of mouse clicks, glass and
-alarms. Step 3 gives 0.94 to 1.00 for four pairs and at most 0.73 (two alarm clocks) for all others, so `WAVE_MATCH` stands in a gap and
-not on a slope. Over one second instead of three, those beeps reach 0.86.
+alarms. Step 3 gives 0.94 to 1.00 for four pairs and at most 0.73 (two alarm clocks) for all others, so `WAVE_MATCH`
+stands in a gap and not on a slope. Over one second instead of three, such beeps reach 0.86.
 """
 
 from __future__ import annotations
