@@ -24,7 +24,7 @@ Recognises {len(manifest.labels)} environmental sounds in windows of {manifest.w
 | data digest | `{training["data_digest"][:16]}` |
 | front end | {manifest.frontend.kind}, {manifest.frontend.sample_rate} Hz, n_fft {manifest.frontend.n_fft}, \
 hop {manifest.frontend.hop_length}, {manifest.frontend.n_rows} rows |
-| int8 against fp32 | {agreement["int8_top1_agreement"]:.1%} equal top labels ({agreement["windows"]} training windows) |
+| int8 against fp32 | {agreement["int8_top1_agreement"]:.1%} equal top labels ({agreement["windows"]} windows) |
 
 Accuracy is not in this card, because it belongs to a report: run
 `soundmark evaluate --model DIR --data ESC50 --folds {training["test_fold"]}`.
