@@ -42,6 +42,7 @@ class Yamnet:
         self.output = self.interpreter.get_output_details()[0]["index"]
 
     def __call__(self, path: str) -> int:
+        """Return the index of the best AudioSet class of a file."""
         samples, rate = soundfile.read(path, dtype="float32")
         samples = soxr.resample(samples, rate, YAMNET_RATE)
         scores = []

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin
 
 import click
 
-from soundmark import __version__, config, errors
+from soundmark import __version__, cli_data, config, errors
 
 if TYPE_CHECKING:
     from soundmark.dataset import Dataset
@@ -115,7 +115,18 @@ _model = click.option(
     "--model", metavar="M", help="Bundle directory, or the name of one that ships with the package."
 )
 _data = click.option(
-    "--data", metavar="D", help="ESC-50 folder (meta/esc50.csv and audio/); default: $SOUNDMARK_ESC50."
+    "--data", metavar="D", help="Any data set that `soundmark data` reads; default: $SOUNDMARK_ESC50."
+)
+_split = click.option(
+    "--split",
+    "split_file",
+    metavar="FILE",
+    help="Folds from `soundmark data split` instead of the data's own.",
+)
+_lenient = click.option(
+    "--lenient",
+    is_flag=True,
+    help="Leave out bad rows and missing recordings instead of refusing; stamp leaks.",
 )
 _threads = click.option(
     "--threads",
@@ -131,6 +142,9 @@ _threads = click.option(
 @click.version_option(__version__, prog_name="soundmark")
 def cli() -> None:
     """Recognise environmental sounds on small machines: train, judge honestly, compress, classify."""
+
+
+cli.add_command(cli_data.data)
 
 
 @cli.command()
@@ -178,55 +192,88 @@ def classify(
 @cli.command(short_help="Train a preset on every fold but one.")
 @click.argument("preset")
 @_data
-@click.option("--test-fold", type=int, metavar="K", help="Fold kept aside: never read while training.")
+@_split
+@_lenient
+@click.option(
+    "--test-fold",
+    type=int,
+    metavar="K",
+    help="Fold kept aside: never learnt from. Wanted where the data has folds; default for others: the last.",
+)
 @click.option("--train-folds", metavar="K,K", help="Narrower choice of training folds; default: all others.")
 @click.option("--out", type=_path, metavar="DIR", help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on where the run folder stands.")
 @click.option(
     "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any preset value."
 )
+@click.option(
+    "--export", "bundle_dir", type=_path, metavar="DIR", help="Write the bundle when training is done."
+)
 @click.option("--print-config", is_flag=True, help="Print the merged preset as TOML and stop.")
 @config_options(config.TrainConfig)
 def train(
     preset: str,
     data: str | None,
+    split_file: str | None,
+    lenient: bool,
     test_fold: int | None,
     train_folds: str | None,
     out: Path | None,
     resume: bool,
     overrides: tuple[str, ...],
+    bundle_dir: Path | None,
     print_config: bool,
     **fields: str | None,
 ) -> None:
     """Train PRESET (a name or a TOML file) on every fold but --test-fold; the last epoch's averaged weights count.
 
-    Order of values, later ones win: defaults, preset, --set, options named after a field.
+    Data without folds gets five, every source in one, kept as split.json in the run folder. Recordings that cannot be
+    read are left out and named. Order of values, later ones win: defaults, preset, --set, options named after a field.
     """
     merged = config.load_preset(preset, [*overrides, *_overrides("train", fields)])
     if print_config:
         click.echo(config.to_toml(merged), nl=False)
         return
-    if test_fold is None or out is None:
-        raise click.UsageError("--test-fold and --out are wanted", click.get_current_context())
+    context = click.get_current_context()
+    if out is None:
+        raise click.UsageError("--test-fold and --out are wanted", context)
+    if bundle_dir is not None and bundle_dir.exists():
+        raise errors.StorageError(f"{bundle_dir} exists", wanted="a new folder for --export")
     chosen = _folds(train_folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
-
-    dataset = _dataset(data)
     from soundmark import render
+    from soundmark.learn.export import export as run_export
     from soundmark.learn.train import train as run_training
+    from soundmark.splits import folded
+
+    dataset, split = folded(_dataset(data, lenient), split_file, allow_leak=lenient)
+    if test_fold is None and split is None:
+        raise click.UsageError(f"--test-fold is wanted: one of {', '.join(map(str, dataset.folds))}", context)
+    if split is not None:
+        test_fold = test_fold or dataset.folds[-1]
+        dataset.in_folds([test_fold])  # or it says which there are
+    for text in (*dataset.stamps, *dataset.warnings, *(split.warnings if split else ())):
+        render.print_note(text, aside=True)
 
     with render.training_progress(len(dataset.clips), merged.train.epochs) as (on_clip, on_epoch):
         run = run_training(
             merged,
             dataset,
-            test_fold=test_fold,
+            test_fold=test_fold or 0,
             out=out,
             train_folds=chosen,
+            split=split,
             resume=resume,
             on_clip=on_clip,
             on_epoch=on_epoch,
+            on_note=lambda text: render.print_note(text, aside=True),
         )
-    render.print_note(f"trained {run.path}; next: soundmark export {run.path} --out BUNDLE")
+    if bundle_dir is None:
+        render.print_note(f"trained {run.path}; next: soundmark export {run.path} --out BUNDLE")
+        return
+    with render.clip_progress("features", len(dataset.clips)) as on_clip:
+        written, agreement = run_export(run, bundle_dir, data=data, on_clip=on_clip)
+    render.print_export(written, agreement.to_dict())
 
 
 @cli.command(short_help="Turn a finished run into a bundle.")
@@ -254,6 +301,8 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
 @cli.command(short_help="Score a bundle on folds of a data set.")
 @_model
 @_data
+@_split
+@_lenient
 @click.option("--folds", metavar="K,K", help="Folds to score; default: all.")
 @click.option("--out", type=_path, metavar="FILE", help="Report file (JSON).")
 @click.option("--against", metavar="M", help="Second bundle: print how often both name the same label.")
@@ -262,6 +311,8 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
 def evaluate(
     model: str | None,
     data: str | None,
+    split_file: str | None,
+    lenient: bool,
     folds: str | None,
     out: Path | None,
     against: str | None,
@@ -270,15 +321,20 @@ def evaluate(
 ) -> int:
     """Score a bundle on folds of a data set: accuracy with its interval, top-3, macro F1, per class, confusion."""
     chosen = _folds(folds)
-    dataset = _dataset(data)
+    dataset = _dataset(data, lenient)
     from soundmark import evaluate as evaluation
     from soundmark import render
     from soundmark.classifier import Classifier
 
-    reports = []
-    for classifier in [
+    classifiers = [
         Classifier.load(name, threads=threads) for name in ([model, against] if against else [model])
-    ]:
+    ]
+    if split_file or dataset.has_folds or chosen or any(map(evaluation.split_of, classifiers)):
+        from soundmark.splits import folded
+
+        dataset, _ = folded(dataset, split_file, allow_leak=True)
+    reports = []
+    for classifier in classifiers:
         n_clips = len((dataset.in_folds(chosen) if chosen else dataset).clips)
         with render.clip_progress(f"evaluate {classifier.name}", n_clips) as on_clip:
             reports.append(evaluation.evaluate(classifier, dataset, folds=chosen, on_clip=on_clip))
@@ -338,10 +394,10 @@ def demo(out: Path, model: str | None, seed: int) -> int:
     return errors.EXIT_SOME_FAILED if failed else errors.EXIT_OK
 
 
-def _dataset(data: str | None) -> Dataset:
-    from soundmark.dataset import load_esc50
+def _dataset(data: str | None, lenient: bool) -> Dataset:
+    from soundmark.sources import open_dataset
 
-    return load_esc50(data)
+    return open_dataset(data, strict=False if lenient else None)
 
 
 def _folds(text: str | None) -> tuple[int, ...] | None:

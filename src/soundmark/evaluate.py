@@ -170,6 +170,11 @@ def _seen_before(training: dict[str, Any], dataset: Dataset, folds: tuple[int, .
     return [f"TRAINED ON fold {', '.join(map(str, both))}: not a test figure"] if both else []
 
 
+def split_of(classifier: Classifier) -> str:
+    """Return the hash of the split that a model was trained under, "" for the data's own folds."""
+    return str(classifier.manifest.provenance.get("training", {}).get("split", ""))
+
+
 def _collection(name: str) -> str:
     """Return the data set that a choice of its clips was made from (see `Dataset.with_labels`)."""
     name = name.partition(" (")[0]
