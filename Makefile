@@ -2,13 +2,13 @@
 # written only when its installation has finished, so an interrupted one is done again.
 #
 #   make demo    the light core, then what the built-in model hears in sounds made in code
-#   make test    the tests (editable install with training and development extras); JOBS=2 for two processes
+#   make test    the tests (editable install with training and development extras), JOBS at a time
 #   make check   linters, types, dependency rule
 #   make bench   benchmarks/*.py
 #   make clean   remove what these made
 
 PYTHON = python3
-JOBS = 0
+JOBS = 2
 PYTEST_ARGS =
 TORCH = $(shell grep '^torch==' constraints.txt)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+import re
 import sys
 import threading
 from fractions import Fraction
@@ -251,7 +252,7 @@ def test_strict_refuses_what_is_flagged() -> None:
     + [(np.zeros(999), rate) for rate in (None, "16000", True, 16_000.5, np.nan, np.inf)]
     + [(np.zeros(999, dtype), 16_000) for dtype in (np.int64, bool, complex, object, "U1")]
     + [io.StringIO("text")],
-    ids=repr,
+    ids=lambda source: re.sub(" at 0x[0-9a-f]+", "", repr(source)),
 )
 def test_wrong_arguments_are_config_errors(source: Any) -> None:
     assert code(source) == "bad_config"

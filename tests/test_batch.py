@@ -88,7 +88,7 @@ def test_nothing_matched(tmp_path: Path) -> None:
 def test_bad_recordings_are_rows_in_order(tiny_classifier: Classifier, folder: Path) -> None:
     (folder / "aa.wav").touch()
     (folder / "link.wav").symlink_to("/etc/hostname")
-    rows = list(batch.classify_found(tiny_classifier, batch.expand([folder, "gone.wav"])))
+    rows = list(tiny_classifier.classify_many(batch.expand([folder, "gone.wav"])))
     assert [Path(row.source).name for row in rows] == [
         "a.wav",
         "aa.wav",
@@ -115,7 +115,7 @@ def test_a_fault_of_ours_is_a_row_and_a_model_fault_is_the_end(
         return original(self, source, **options)
 
     monkeypatch.setattr(Classifier, "classify", broken)
-    rows = list(batch.classify_found(tiny_classifier, batch.expand([folder])))
+    rows = list(tiny_classifier.classify_many(batch.expand([folder])))
     assert [row.ok for row in rows] == [True, False, True]
     assert isinstance(rows[1], Failure)
     assert (rows[1].code, rows[1].message) == ("internal", "ZeroDivisionError: a bug")
@@ -126,11 +126,11 @@ def test_a_fault_of_ours_is_a_row_and_a_model_fault_is_the_end(
 
     monkeypatch.setattr(Classifier, "classify", out_of_order)
     with pytest.raises(BundleError):
-        list(batch.classify_found(tiny_classifier, batch.expand([folder])))
+        list(tiny_classifier.classify_many(batch.expand([folder])))
 
 
 def test_rows_come_as_they_are_ready(tiny_classifier: Classifier, folder: Path) -> None:
-    rows = batch.classify_found(tiny_classifier, batch.expand([folder]))
+    rows = tiny_classifier.classify_many(batch.expand([folder]))
     assert next(rows).ok
     for path in folder.rglob("*.wav"):
         path.unlink()

@@ -178,15 +178,11 @@ def test_batches_are_lazy(tiny_classifier: Classifier) -> None:
     assert taken == 3
 
 
-def test_a_broken_model_ends_a_batch_and_a_bug_is_not_a_row(
-    tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for error in (BundleError("gone"), ValueError("a bug")):
-        monkeypatch.setattr(
-            tiny_classifier.runtime, "logits", lambda x, error=error: (_ for _ in ()).throw(error)
-        )
-        with pytest.raises(type(error)):
-            list(tiny_classifier.classify_many([noise(1.0)], array_rate=RATE))
+def test_a_broken_model_ends_a_batch(tiny_classifier: Classifier, monkeypatch: pytest.MonkeyPatch) -> None:
+    gone = BundleError("gone")
+    monkeypatch.setattr(tiny_classifier.runtime, "logits", lambda x: (_ for _ in ()).throw(gone))
+    with pytest.raises(BundleError):
+        list(tiny_classifier.classify_many([noise(1.0)], array_rate=RATE))
 
 
 def test_a_recording_that_overflows_the_model_is_a_row(
@@ -342,7 +338,7 @@ def test_properties(tiny_classifier: Classifier, tiny_bundle: Path) -> None:
     assert (tiny_classifier.window_samples, tiny_classifier.hop_samples) == (RATE, RATE)
     assert tiny_classifier.digest == bundle.read(tiny_bundle).digest
     assert tiny_classifier.manifest.golden.tolerance == 0.05
-    assert Classifier.from_bundle(tiny_classifier.bundle, threads=2).runtime.threads == 2
+    assert Classifier(tiny_classifier.bundle, threads=2).runtime.threads == 2
 
 
 def test_a_fresh_interpreter_classifies_without_torch_onnx_or_web(tiny_bundle: Path) -> None:

@@ -1,7 +1,7 @@
-"""Many recordings through one classifier: every file a row, in order, and writers for the rows.
+"""Around `Classifier.classify_many`: which recordings a command line means, and writers for their rows.
 
-A bad file is a row with an error, never the end of the batch. Rows are written and flushed as they come, so that what
-is finished stays when a run is interrupted, the disk fills up or the reader of a pipe leaves.
+Rows are written and flushed as they come, so that what is finished stays when a run is interrupted, the disk fills up
+or the reader of a pipe leaves.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-import logging
 import os
 import signal
 from collections.abc import Callable, Iterable, Iterator
@@ -21,8 +20,6 @@ from typing import IO, TYPE_CHECKING, Any
 import soundfile
 
 from soundmark import storage
-from soundmark.classifier import Classifier
-from soundmark.config import AudioLimits
 from soundmark.containers import AUDIO_SUFFIXES
 from soundmark.errors import AudioError, SoundmarkError
 from soundmark.postprocess import Failure, Prediction
@@ -34,8 +31,6 @@ if TYPE_CHECKING:
 Row = Prediction | Failure
 STDIN = "-"
 _FORMULA = ("=", "+", "-", "@", "\uff1d", "\uff0b", "\uff0d", "\uff20")  # the last four: full-width forms
-
-_log = logging.getLogger(__name__)
 
 
 def expand(paths: Iterable[str | os.PathLike[str]]) -> list[Found]:
@@ -58,36 +53,6 @@ def expand(paths: Iterable[str | os.PathLike[str]]) -> list[Found]:
             code="not_found",
         )
     return found
-
-
-def classify_found(
-    classifier: Classifier,
-    found: Iterable[Found],
-    *,
-    top_k: int = 3,
-    limits: AudioLimits | None = None,
-    strict: bool = False,
-) -> Iterator[Row]:
-    """Yield one row per path that `expand` returned, in that order, as they are ready.
-
-    A fault of Soundmark itself becomes a row with the code ``internal`` and is logged with its traceback.
-
-    Raises:
-        BundleError: the model failed; no further row would be better.
-    """
-    for one in found:
-        source = os.fspath(one.path)
-        if one.error is not None:
-            yield Failure.of(source, one.error)
-            continue
-        try:
-            rows = list(classifier.classify_many([one.path], top_k=top_k, limits=limits, strict=strict))
-        except SoundmarkError:
-            raise
-        except Exception as error:
-            _log.exception("a fault of Soundmark at %r; please report it", source)
-            rows = [Failure(source, "internal", f"{type(error).__name__}: {error}")]
-        yield from rows
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from time import perf_counter
@@ -13,10 +14,11 @@ import numpy.typing as npt
 from soundmark import __version__, audio, bundle
 from soundmark.bundle import Bundle, Golden, Manifest
 from soundmark.config import AudioLimits, FrontendConfig, WindowConfig, to_dict
-from soundmark.errors import AudioError, BundleError
+from soundmark.errors import AudioError, BundleError, SoundmarkError
 from soundmark.frontend import FRONTEND_VERSION, Frontend, fingerprint
 from soundmark.postprocess import Failure, Prediction, decide, softmax
 from soundmark.runtime import Runtime
+from soundmark.scan import Found
 
 BATCH_WINDOWS = 8
 """Windows whose features are held at once, so that memory does not grow with a recording's features."""
@@ -26,6 +28,8 @@ LOGIT_TOLERANCE = 0.5
 """Largest accepted difference of the golden logits, as a share of their spread (int8 differs between CPUs)."""
 
 Array = npt.NDArray[np.float32]
+
+_log = logging.getLogger(__name__)
 
 
 class Classifier:
@@ -65,11 +69,6 @@ class Classifier:
             BundleError: see `bundle.read` and `Classifier`.
         """
         return cls(bundle.read(model), threads=threads)
-
-    @classmethod
-    def from_bundle(cls, verified: Bundle, *, threads: int = 1) -> Classifier:
-        """Return the classifier of a bundle that is already read."""
-        return cls(verified, threads=threads)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -185,23 +184,38 @@ class Classifier:
 
     def classify_many(
         self,
-        sources: Iterable[audio.Source],
+        sources: Iterable[audio.Source | Found],
         *,
         top_k: int = 3,
         limits: AudioLimits | None = None,
         strict: bool = False,
         array_rate: int | None = None,
     ) -> Iterator[Prediction | Failure]:
-        """Yield one row per source, lazily and in order; an `AudioError` is a `Failure` row.
+        """Yield one row per source (also from `scan`), lazily and in order; an `AudioError` is a `Failure` row.
+
+        A fault of Soundmark itself is a row with the code ``internal``, and is logged with its traceback.
 
         Raises:
             BundleError: the model failed; no further row would be better.
+            ConfigError: the arguments are wrong for every row.
         """
         for source in sources:
+            if isinstance(source, Found):
+                if source.error is not None:
+                    yield Failure.of(source_name(source.path), source.error)
+                    continue
+                source = source.path
+            row: Prediction | Failure
             try:
-                yield self.classify(source, top_k=top_k, limits=limits, strict=strict, array_rate=array_rate)
+                row = self.classify(source, top_k=top_k, limits=limits, strict=strict, array_rate=array_rate)
             except AudioError as error:
-                yield Failure.of(source_name(source), error)
+                row = Failure.of(source_name(source), error)
+            except SoundmarkError:
+                raise
+            except Exception as error:
+                _log.exception("a fault of Soundmark at %r; please report it", source_name(source))
+                row = Failure(source_name(source), "internal", f"{type(error).__name__}: {error}")
+            yield row
 
     def features(
         self,

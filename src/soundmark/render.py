@@ -119,7 +119,7 @@ def show_rows(
     """Print rows as ``table``, ``json``, ``jsonl`` or ``csv``, each as it comes; return how many failed.
 
     Args:
-        rows: what `batch.classify_found` yields.
+        rows: what `Classifier.classify_many` yields.
         form: how.
         top_k: labels that were asked for.
         paths: where the rows come from, for the widths of the table.

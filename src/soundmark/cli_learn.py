@@ -1,0 +1,187 @@
+"""``soundmark train``, ``export`` and ``evaluate``: from labelled recordings to a bundle and its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from soundmark import cli_options, config, errors
+
+if TYPE_CHECKING:
+    from soundmark.dataset import Dataset
+
+
+@click.command(short_help="Train a preset on every fold but one.")
+@click.argument("preset")
+@cli_options.data
+@cli_options.split
+@cli_options.lenient
+@click.option(
+    "--test-fold",
+    type=int,
+    metavar="K",
+    help="Fold kept aside: never learnt from. Wanted where the data has folds; default for others: the last.",
+)
+@click.option("--train-folds", metavar="K,K", help="Narrower choice of training folds; default: all others.")
+@click.option("--out", type=cli_options.path, metavar="DIR", help="Run folder.")
+@click.option("--resume", is_flag=True, help="Go on where the run folder stands.")
+@click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any preset value."
+)
+@click.option(
+    "--export",
+    "bundle_dir",
+    type=cli_options.path,
+    metavar="DIR",
+    help="Write the bundle when training is done.",
+)
+@click.option("--print-config", is_flag=True, help="Print the merged preset as TOML and stop.")
+@cli_options.config_options(config.TrainConfig)
+def train(
+    preset: str,
+    data: str | None,
+    split_file: str | None,
+    lenient: bool,
+    test_fold: int | None,
+    train_folds: str | None,
+    out: Path | None,
+    resume: bool,
+    overrides: tuple[str, ...],
+    bundle_dir: Path | None,
+    print_config: bool,
+    **fields: str | None,
+) -> None:
+    """Train PRESET (a name or a TOML file) on every fold but --test-fold; the last epoch's averaged weights count.
+
+    Data without folds gets five, every source in one, kept as split.json in the run folder. Recordings that cannot be
+    read are left out and named. Order of values, later ones win: defaults, preset, --set, options named after a field.
+    """
+    merged = config.load_preset(preset, [*overrides, *cli_options.overrides("train", fields)])
+    if print_config:
+        click.echo(config.to_toml(merged), nl=False)
+        return
+    context = click.get_current_context()
+    if out is None:
+        raise click.UsageError("--test-fold and --out are wanted", context)
+    if bundle_dir is not None and bundle_dir.exists():
+        raise errors.StorageError(f"{bundle_dir} exists", wanted="a new folder for --export")
+    chosen = cli_options.folds(train_folds) or ()
+    import soundmark.learn  # noqa: F401 - says at once which extra is missing
+    from soundmark import render
+    from soundmark.learn.export import export as run_export
+    from soundmark.learn.train import train as run_training
+    from soundmark.splits import folded
+
+    dataset, split = folded(_dataset(data, lenient), split_file, allow_leak=lenient)
+    if test_fold is None and split is None:
+        raise click.UsageError(f"--test-fold is wanted: one of {', '.join(map(str, dataset.folds))}", context)
+    if split is not None:
+        test_fold = test_fold or dataset.folds[-1]
+        dataset.in_folds([test_fold])  # or it says which there are
+    for text in (*dataset.stamps, *dataset.warnings, *(split.warnings if split else ())):
+        render.print_note(text, aside=True)
+
+    with render.training_progress(len(dataset.clips), merged.train.epochs) as (on_clip, on_epoch):
+        run = run_training(
+            merged,
+            dataset,
+            test_fold=test_fold or 0,
+            out=out,
+            train_folds=chosen,
+            split=split,
+            resume=resume,
+            on_clip=on_clip,
+            on_epoch=on_epoch,
+            on_note=lambda text: render.print_note(text, aside=True),
+        )
+    if bundle_dir is None:
+        render.print_note(f"trained {run.path}; next: soundmark export {run.path} --out BUNDLE")
+        return
+    with render.clip_progress("features", len(dataset.clips)) as on_clip:
+        written, agreement = run_export(run, bundle_dir, data=data, on_clip=on_clip)
+    render.print_export(written, agreement.to_dict())
+
+
+@click.command(short_help="Turn a finished run into a bundle.")
+@click.argument("run", type=cli_options.path)
+@click.option("--out", type=cli_options.path, metavar="DIR", required=True, help="Bundle directory to write.")
+@click.option("--data", metavar="D", help="The data of the run, where it has moved.")
+@click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
+@cli_options.config_options(config.ExportConfig)
+def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: str | None) -> None:
+    """Turn a finished training RUN into a bundle: batch norm folded, int8, agreement checked."""
+    import soundmark.learn  # noqa: F401 - says at once which extra is missing
+    from soundmark import render
+    from soundmark.learn.export import export as run_export
+    from soundmark.learn.train import open_run
+
+    opened = open_run(run)
+    merged = config.load_preset(run / "preset.toml", cli_options.overrides("export", fields))
+    with render.clip_progress("features", opened.info["n_clips"]) as on_clip:
+        written, agreement = run_export(
+            opened, out, data=data, config=merged.export, overwrite=overwrite, on_clip=on_clip
+        )
+    render.print_export(written, agreement.to_dict())
+
+
+@click.command(short_help="Score a bundle on folds of a data set.")
+@cli_options.model
+@cli_options.data
+@cli_options.split
+@cli_options.lenient
+@click.option("--folds", metavar="K,K", help="Folds to score; default: all.")
+@click.option("--out", type=cli_options.path, metavar="FILE", help="Report file (JSON).")
+@click.option("--against", metavar="M", help="Second bundle: print how often both name the same label.")
+@cli_options.threads
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
+def evaluate(
+    model: str | None,
+    data: str | None,
+    split_file: str | None,
+    lenient: bool,
+    folds: str | None,
+    out: Path | None,
+    against: str | None,
+    threads: int,
+    as_json: bool,
+) -> int:
+    """Score a bundle on folds of a data set: accuracy with its interval, top-3, macro F1, per class, confusion."""
+    chosen = cli_options.folds(folds)
+    dataset = _dataset(data, lenient)
+    from soundmark import evaluate as evaluation
+    from soundmark import render
+    from soundmark.classifier import Classifier
+
+    classifiers = [
+        Classifier.load(name, threads=threads) for name in ([model, against] if against else [model])
+    ]
+    if split_file or dataset.has_folds or chosen or any(map(evaluation.split_of, classifiers)):
+        from soundmark.splits import folded
+
+        dataset, _ = folded(dataset, split_file, allow_leak=True)
+    reports = []
+    for classifier in classifiers:
+        n_clips = len((dataset.in_folds(chosen) if chosen else dataset).clips)
+        with render.clip_progress(f"evaluate {classifier.name}", n_clips) as on_clip:
+            reports.append(evaluation.evaluate(classifier, dataset, folds=chosen, on_clip=on_clip))
+    equal = evaluation.agreement(*reports) if against else None
+    if as_json:
+        extra = {"against": {**reports[1].to_dict(), "equal_top_labels": equal}} if against else {}
+        render.print_json({**reports[0].to_dict(), **extra})
+    else:
+        for report in reports:
+            render.print_report(report)
+        if equal is not None:
+            render.print_note(f"equal top labels: {equal:.2%}")
+    if out:  # after printing: a full disk must not cost the figures
+        reports[0].write(out)
+        click.echo(f"report: {out}", err=as_json)
+    return errors.EXIT_SOME_FAILED if any(report.failures for report in reports) else errors.EXIT_OK
+
+
+def _dataset(data: str | None, lenient: bool) -> Dataset:
+    from soundmark.sources import open_dataset
+
+    return open_dataset(data, strict=False if lenient else None)

@@ -1,0 +1,81 @@
+"""Options that several verbs of the command line share, and options made from the fields of a config."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import click
+
+from soundmark import config
+
+
+def path(text: str) -> Path:
+    """Return a path with ``~`` expanded also in ``--out=~/x``, which shells leave alone."""
+    return Path(text).expanduser()
+
+
+def config_options(kind: type[config.Config]) -> Callable[[Any], Any]:
+    """Return a decorator that adds one option per field of ``kind``, under the name of the field."""
+    comments = config.describe(kind)
+
+    def decorate(verb: Any) -> Any:
+        for name, hint in reversed(config.fields(kind).items()):
+            flag = f"--{name.replace('_', '-')}"
+            verb = click.option(flag, name, help=comments.get(name), **_value(hint))(verb)
+        return verb
+
+    return decorate
+
+
+def _value(hint: Any) -> dict[str, Any]:
+    """Return the type and the placeholder of an option; numbers are checked where all config values are."""
+    if get_origin(hint) is Literal:
+        return {"type": click.Choice(get_args(hint))}
+    if hint is bool:
+        return {"type": click.Choice(["true", "false"])}
+    bare = get_args(hint)[0] if hasattr(hint, "__metadata__") else hint
+    return {"metavar": {int: "N", float: "X"}.get(bare, "VALUE")}
+
+
+model = click.option(
+    "--model", metavar="M", help="Bundle directory, or the name of one that ships with the package."
+)
+data = click.option(
+    "--data", metavar="D", help="Any data set that `soundmark data` reads; default: $SOUNDMARK_ESC50."
+)
+split = click.option(
+    "--split",
+    "split_file",
+    metavar="FILE",
+    help="Folds from `soundmark data split` instead of the data's own.",
+)
+lenient = click.option(
+    "--lenient",
+    is_flag=True,
+    help="Leave out bad rows and missing recordings instead of refusing; stamp leaks.",
+)
+threads = click.option(
+    "--threads",
+    type=click.IntRange(1),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Threads of a model run.",
+)
+
+
+def folds(text: str | None) -> tuple[int, ...] | None:
+    """Return the folds of a list such as ``1,2``, None where nothing was given."""
+    try:
+        return None if text is None else tuple(sorted({int(part) for part in text.split(",")}))
+    except ValueError:
+        raise click.UsageError(
+            f"{text!r} is not a list of folds such as 5 or 1,2", click.get_current_context()
+        ) from None
+
+
+def overrides(section: str, fields: dict[str, str | None]) -> list[str]:
+    """Return ``section.key=value`` for every option of `config_options` that was given."""
+    return [f"{section}.{key}={value}" for key, value in fields.items() if value is not None]
