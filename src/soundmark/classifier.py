@@ -205,17 +205,15 @@ class Classifier:
                     yield Failure.of(source_name(source.path), source.error)
                     continue
                 source = source.path
-            row: Prediction | Failure
             try:
-                row = self.classify(source, top_k=top_k, limits=limits, strict=strict, array_rate=array_rate)
+                yield self.classify(source, top_k=top_k, limits=limits, strict=strict, array_rate=array_rate)
             except AudioError as error:
-                row = Failure.of(source_name(source), error)
+                yield Failure.of(source_name(source), error)
             except SoundmarkError:
                 raise
             except Exception as error:
                 _log.exception("a fault of Soundmark at %r; please report it", source_name(source))
-                row = Failure(source_name(source), "internal", f"{type(error).__name__}: {error}")
-            yield row
+                yield Failure(source_name(source), "internal", f"{type(error).__name__}: {error}")
 
     def features(
         self,
