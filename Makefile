@@ -4,7 +4,9 @@
 #   make demo    the light core, then what the built-in model hears in sounds made in code
 #   make test    the tests (editable install with training and development extras), JOBS at a time
 #   make check   linters, types, dependency rule
-#   make bench   benchmarks/*.py
+#   make bench   latency and front end beside their peers (SOUNDMARK_YAMNET names YAMNet's .tflite file)
+#   make results every figure of the README: evaluations (SOUNDMARK_ESC50; the fp32 one needs RUN=, a run of `edge`
+#                with --test-fold 5), benchmarks, then the table
 #   make clean   remove what these made
 
 PYTHON = python3
@@ -24,7 +26,7 @@ EDITABLE = $(if $(wildcard $(VENV)/.soundmark-dev),--editable)
 export PIP_CONSTRAINT = constraints.txt
 
 .NOTPARALLEL:
-.PHONY: demo test check bench clean
+.PHONY: demo test check bench results clean
 
 demo: $(VENV)/.soundmark-core
 	$(BIN)/soundmark demo
@@ -39,7 +41,17 @@ check: $(VENV)/.soundmark-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.soundmark-bench
-	@set -e; for script in $(wildcard benchmarks/*.py); do echo "== $$script"; $(BIN)/python "$$script"; done
+	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/frontend.py
+
+results: $(VENV)/.soundmark-dev bench
+	$(BIN)/soundmark evaluate --folds 5 --out docs/results/edge-int8-fold5.json
+ifdef RUN
+	rm -rf build/edge-fp32
+	$(BIN)/soundmark export $(RUN) --quantize false --out build/edge-fp32
+	$(BIN)/soundmark evaluate --model build/edge-fp32 --folds 5 --out docs/results/edge-fp32-fold5.json
+endif
+	$(BIN)/python benchmarks/tables.py
 
 clean:
 	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

@@ -246,11 +246,10 @@ def print_export(bundle: Bundle, agreement: dict[str, Any]) -> None:
     """Print what an export wrote and how well it agrees with the network."""
     lines = Lines()
     lines.say(f"wrote {bundle.path} ({len(bundle.model):,} bytes ONNX)")
-    lines.say(
-        f"torch/ONNX differ by at most {agreement['torch_onnx_max_difference']:.1e} in a score; "
-        f"int8 keeps {agreement['int8_top1_agreement']:.1%} of the top labels "
-        f"on {agreement['windows']} training windows"
-    )
+    text = f"torch and ONNX differ by at most {agreement['torch_onnx_max_difference']:.1e} in a score"
+    if bundle.manifest.provenance["export"]["arithmetic"] == "int8":
+        text += f"; int8 keeps {agreement['int8_top1_agreement']:.1%} of the top labels"
+    lines.say(f"{text} (on {agreement['windows']} training windows)")
 
 
 def print_demo(clips: Sequence[DemoClip], rows: Iterable[batch.Row], *, model: str, out: Path) -> int:

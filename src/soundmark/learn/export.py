@@ -57,8 +57,8 @@ class Agreement:
     int8_mean_difference: float
 
     def to_dict(self) -> dict[str, Any]:
-        """Return plain data, rounded for people."""
-        return {name: round(getattr(self, name), 6) for name in self.__slots__}
+        """Return plain data, to four significant digits."""
+        return {name: float(f"{getattr(self, name):.4g}") for name in self.__slots__} | {"windows": self.windows}
 
 
 def export(
