@@ -58,7 +58,9 @@ class Agreement:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data, to four significant digits."""
-        return {name: float(f"{getattr(self, name):.4g}") for name in self.__slots__} | {"windows": self.windows}
+        return {name: float(f"{getattr(self, name):.4g}") for name in self.__slots__} | {
+            "windows": self.windows
+        }
 
 
 def export(
