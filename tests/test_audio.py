@@ -277,6 +277,11 @@ def test_stdin_is_read(monkeypatch: pytest.MonkeyPatch) -> None:
     )
 
 
+def test_closed_stdin_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    assert code("-") == "io_error"
+
+
 def test_file_objects_are_read_from_their_position_and_left_open(tmp_path: Path) -> None:
     data = encode(noise(16_000), 16_000)
     (tmp_path / "a").write_bytes(b"preface" + data)

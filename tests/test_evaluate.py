@@ -131,6 +131,7 @@ def test_ties_count_against_the_model(tmp_path: Path) -> None:
     data = make_data(tmp_path, [(1, "a", "cat"), (1, "b", "dog")])
     report = evaluate(Told({"a0": [0.25] * 4, "a1": [0.3, 0.3, 0.3, 0.1]}), data)  # type: ignore[arg-type]
     assert [a.rank for a in report.answers] == [3, 2]
+    assert report.figures["accuracy"] == np.trace(report.figures["confusion"]) == 0
     assert report.figures["accuracy"] == 0.0
     assert report.figures["top3"] == 0.5
 

@@ -146,9 +146,7 @@ def test_rows_are_printed_as_they_come(capsys: pytest.CaptureFixture[str]) -> No
 def test_info_of_a_hostile_bundle(
     make_bundle: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    made = make_bundle(
-        licence="\x1b[2J[bold]free", created_by="me\nyou", provenance={"training": ["no dict"], "export": 3}
-    )
+    made = make_bundle(licence="\x1b[2J[bold]free", created_by="me\nyou", provenance={"training": {}})
     render.print_bundle(bundle.read(made.path), as_json=False)
     out = capsys.readouterr().out
     assert all(line.isprintable() for line in out.splitlines())

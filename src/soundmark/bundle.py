@@ -76,7 +76,9 @@ class Manifest(Config, frozen=True, kw_only=True):
     decision: DecisionConfig  # calibration, pooling, threshold
     golden: Golden  # answers on the golden window
     licence: str  # of the weights
-    provenance: dict[str, Any] = msgspec.field(default_factory=dict)  # "training": ..., "export": ...
+    provenance: dict[str, dict[str, Any]] = msgspec.field(
+        default_factory=dict
+    )  # "training": ..., "export": ...
     files: dict[str, str] = msgspec.field(default_factory=dict)  # name -> SHA-256; filled by `write`
     digest: str = ""  # SHA-256 of the canonical JSON of all other fields; filled by `write`
 

@@ -171,6 +171,8 @@ def open_input(source: Any, max_bytes: int | None) -> Input:
     elif isinstance(source, (str, os.PathLike)) and source != "-":
         opened = _open_path(os.fsdecode(source))
     elif source == "-" or hasattr(source, "read"):
+        if isinstance(source, str) and sys.stdin is None:
+            raise AudioError("standard input is closed", wanted="a recording on it", code="io_error")
         opened = _open_file(sys.stdin.buffer if isinstance(source, str) else source, max_bytes)
     else:
         raise ConfigError(

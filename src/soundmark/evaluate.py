@@ -246,7 +246,8 @@ def _answer(
     clip: Clip, classifier: Classifier, scores: npt.NDArray[np.float32], flags: tuple[str, ...]
 ) -> Answer:
     true = classifier.labels.index(clip.label)
-    best = int(scores.argmax())
+    rank = int(np.sum(scores >= scores[true])) - 1  # ties count against the model
+    best = int(np.where(np.arange(len(scores)) == true, -1.0 if rank else 2.0, scores).argmax())
     return Answer(
         name=clip.name,
         fold=clip.fold,
@@ -254,7 +255,7 @@ def _answer(
         label=clip.label,
         heard=classifier.labels[best],
         score=round(float(scores[best]), 6),
-        rank=int(np.sum(scores >= scores[true])) - 1,  # ties count against the model
+        rank=rank,
         flags=flags,
     )
 

@@ -220,7 +220,7 @@ def print_bundle(bundle: Bundle, *, as_json: bool) -> None:
     if as_json:
         print_json(config.to_dict(manifest))
         return
-    training, made = _section(manifest.provenance, "training"), _section(manifest.provenance, "export")
+    training, made = (manifest.provenance.get(name, {}) for name in ("training", "export"))
     frontend = manifest.frontend
     rows = {
         "digest": bundle.digest[:12],
@@ -378,11 +378,6 @@ def _fitted(labels: Iterable[LabelScore], width: int) -> str:
             break
         text = longer
     return text
-
-
-def _section(provenance: dict[str, Any], name: str) -> dict[str, Any]:
-    found = provenance.get(name)
-    return found if isinstance(found, dict) else {}
 
 
 def _worst_pairs(figures: dict[str, Any], most: int = 3) -> list[str]:

@@ -12,10 +12,11 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 import torch
 from lightning_fabric import Fabric
@@ -114,6 +115,7 @@ def train(
         raise TrainingError(
             f"fold {test_fold} is both trained and tested on", wanted="disjoint folds", code="leak"
         )
+    dataset.in_folds([test_fold])  # or it says which there are
     train_set = dataset.in_folds(folds)
     if len(dataset.labels) < 2:
         raise DatasetError(
@@ -392,7 +394,7 @@ def _summary_writer(out: Path, start: int, active: bool) -> Iterator[Callable[[E
     lines = history.read_bytes().splitlines(keepends=True)[:start] if history.exists() else []
 
     def write(report: EpochReport) -> None:
-        lines.append(json.dumps(asdict(report)).encode() + b"\n")
+        lines.append(msgspec.json.encode(report) + b"\n")  # a loss that is not a number is null
         storage.write_bytes(history, b"".join(lines))
         board.add_scalar("train/loss", report.loss, report.epoch)
         board.add_scalar("train/lr", report.lr, report.epoch)
