@@ -138,3 +138,11 @@ def test_the_wheel_holds_what_the_package_needs(tmp_path: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in inside)
     assert not [name for name in inside if not name.startswith("soundmark")]
     assert wheel.stat().st_size < 10 << 20
+
+
+def test_the_figures_of_the_readme_are_those_of_the_reports() -> None:
+    script = ROOT / "benchmarks" / "tables.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr
