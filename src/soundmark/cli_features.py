@@ -89,7 +89,7 @@ def features() -> None:
     "--seconds",
     type=click.FloatRange(min=0, min_open=True),
     metavar="S",
-    help="Length of a row in the array of all clips. [default: that of the longest clip]",
+    help="Length of a row in the array of all clips. [default: 99 % of the clips fit]",
 )
 @cli_options.config_options(config.FrontendConfig, but=frozenset({"kind"}))
 @_max_seconds

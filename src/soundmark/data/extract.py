@@ -10,6 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import math
 import os
 import tomllib
 from collections import Counter
@@ -32,6 +33,9 @@ from soundmark.dataset import Clip, Dataset
 from soundmark.errors import AudioError, ConfigError, DatasetError
 from soundmark.feature_files import ABOUT, CLIPS, INDEX, LABELS, SUFFIX, all_file, clip_bytes, read_clip
 from soundmark.frontend import Frontend
+
+WHOLE = 0.99
+"""Share of the clips that the rows of the array of all clips hold whole, where no length is asked for."""
 
 FAILED = "failed.csv"
 COLUMNS = (
@@ -97,9 +101,9 @@ def extract(
         dataset: the clips.
         out: a new folder, or one of an earlier run with the same ``frontend``.
         frontend: what to compute; ``kind`` wave is refused.
-        seconds: length of a row in the array of all clips; default: that of the longest clip, so that nothing is lost.
-            Shorter clips are padded with the features of silence, longer ones cut; the file of a clip has its own
-            length.
+        seconds: length of a row in the array of all clips; default: the shortest that holds `WHOLE` of the clips whole,
+            so that one stray recording does not make an array of padding. Shorter clips are padded with the features
+            of silence, longer ones cut; the file of a clip has its own length.
         limits: what the loader accepts.
         on_clip: called with 1 after every clip.
 
@@ -139,7 +143,7 @@ def extract(
                 cause=str(failures[0][1]) if failures else "",
                 code="no_audio",
             )
-        n_frames = max(entry.n_frames for entry in entries)
+        n_frames = _row_frames([entry.n_frames for entry in entries])
         if seconds is not None:
             n_frames = front.n_frames(round(seconds * frontend.sample_rate))
         _combine(out, dataset, front, entries, n_frames)
@@ -185,6 +189,11 @@ def _extract_clip(clip: Clip, path: Path, front: Frontend, limits: AudioLimits) 
         return error
     flags = tuple(map(str, record["flags"]))
     return _Entry(clip, path, values.shape[1], record["duration_s"], flags, sha256, checksum, fresh)
+
+
+def _row_frames(lengths: list[int]) -> int:
+    """Return the smallest number of frames that holds `WHOLE` of the clips; of fewer than 100 clips, all."""
+    return sorted(lengths)[math.ceil(WHOLE * len(lengths)) - 1]
 
 
 def _sha256(path: Path) -> str:

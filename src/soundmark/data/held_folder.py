@@ -39,7 +39,7 @@ def held(folder: Path, *, marker: str) -> Iterator[None]:
                 wanted="a new folder, or one of an earlier run",
             )
         folder.mkdir(parents=True, exist_ok=True)
-        with (folder / LOCK).open("wb") as lock:
+        with (folder / LOCK).open("ab") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except OSError:
