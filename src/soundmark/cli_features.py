@@ -221,4 +221,5 @@ def _counted(sizes: Counter[str]) -> str:
 def _spread(values: Sequence[float], unit: str) -> str:
     if not values:
         return "-"
-    return f"{min(values):.1f}, {statistics.median(values):.1f}, {max(values):.1f} {unit}"
+    low, middle, high = (round(f(values), 1) + 0.0 for f in (min, statistics.median, max))  # + 0.0: no "-0.0"
+    return f"{low:.1f}, {middle:.1f}, {high:.1f} {unit}"
