@@ -86,6 +86,11 @@ def difference(paths: list[Path]) -> float:
     return worst
 
 
+def clocks() -> tuple[float, float]:
+    """Return seconds on the wall, and of processor time in all threads, which other programs hardly change."""
+    return time.perf_counter(), time.process_time()
+
+
 def paired(dataset: Dataset, *, size: int) -> dict[str, Any]:
     """Return milliseconds per clip of both, over blocks of ``size`` clips, and of their parts."""
     clips = dataset.clips
@@ -102,22 +107,25 @@ def paired(dataset: Dataset, *, size: int) -> dict[str, Any]:
     part_ms = {
         name: statistics.median(ms) / len(paths) for name, ms in timing.paired_ms(parts, rounds=5).items()
     }
-    times: dict[str, list[float]] = {"ours": [], "loop": [], "loop_one_thread": []}
+    names = ("loop", "loop_one_thread", "ours")
+    times: dict[str, list[float]] = {name: [] for name in names}
+    cpu: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
         for i, block in enumerate(blocks):
             paths = [clip.path for clip in block]
             for path in paths:
                 path.read_bytes()
-            marks = [time.perf_counter()]
+            marks = [clocks()]
             by_loop(paths)
-            marks.append(time.perf_counter())
+            marks.append(clocks())
             with threadpool_limits(1):
                 by_loop(paths)
-            marks.append(time.perf_counter())
+            marks.append(clocks())
             extract(replace(dataset, clips=block), Path(folder) / str(i), CONFIG)
-            marks.append(time.perf_counter())
-            for name, seconds in zip(("loop", "loop_one_thread", "ours"), np.diff(marks), strict=True):
-                times[name].append(1e3 * float(seconds) / len(block))
+            marks.append(clocks())
+            for name, (wall, used) in zip(names, 1e3 / len(block) * np.diff(marks, axis=0), strict=True):
+                times[name].append(float(wall))
+                cpu[name].append(float(used))
     ms = {name: statistics.median(one) for name, one in times.items()}
     best = min(("loop", "loop_one_thread"), key=lambda name: ms[name])
     n_cores = len(os.sched_getaffinity(0))
@@ -125,6 +133,7 @@ def paired(dataset: Dataset, *, size: int) -> dict[str, Any]:
         "clips": len(clips),
         "librosa_ms": {name: round(ms[name], 3) for name in ("loop", "loop_one_thread")},
         "ours_ms": round(ms["ours"], 3),
+        "processor_ms": {name: round(statistics.median(one), 3) for name, one in cpu.items()},
         "times_faster": round(1 / timing.ratio(times, "ours", best), 2),
         "one_core_ms": {name: round(one, 3) for name, one in part_ms.items()},
         "limit_if_features_were_free": round(ms[best] / (part_ms["decode_ours"] / n_cores), 2),
