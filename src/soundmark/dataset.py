@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from soundmark.errors import DatasetError
+from soundmark.feature_files import Features as Features
+from soundmark.feature_files import load_features as load_features
 from soundmark.tables import Skipped, listed, read_table, refuse
 
 ESC50_VARIABLE = "SOUNDMARK_ESC50"

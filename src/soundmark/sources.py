@@ -189,8 +189,10 @@ def write_index(dataset: Dataset, root: Path) -> None:
         name = clip.path.absolute().relative_to(root.absolute()).as_posix()
         writer.writerow((name, clip.label, clip.fold or "", clip.source, clip.time))
     about = {key: getattr(dataset, key) for key in ("name", "layout", "labels", "stamps")}
-    storage.write_bytes(root / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
-    storage.write_bytes(root / INDEX, text.getvalue().encode())
+    described = (json.dumps(about, indent=1) + "\n").encode()
+    for path, data in ((root / ABOUT, described), (root / INDEX, text.getvalue().encode())):
+        if not path.is_file() or path.read_bytes() != data:
+            storage.write_bytes(path, data)
 
 
 def _esc(dataset: Dataset) -> Dataset:

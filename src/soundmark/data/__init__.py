@@ -1,0 +1,1 @@
+"""What is made of a data set before training: reports on it, clean copies of it, features, synthetic sets."""
