@@ -192,7 +192,9 @@ def load_esc50(root: str | Path | None = None, *, strict: bool = True) -> Datase
         ):
             text = f"{row['filename']} contradicts fold, src_file, take or target of its row"
         elif names.setdefault(int(row["target"]), row["category"]) != row["category"]:
-            text = f"target {row['target']} is {row['category']!r} here, {names[int(row['target'])]!r} above"
+            text = (
+                f"{stem}: target {row['target']} is {row['category']!r}, {names[int(row['target'])]!r} above"
+            )
         elif stem not in audio:
             where, code = f"{where} ({stem})", "not_found"
             text = f"no audio file {stem}.* in {root / 'audio'}"
@@ -271,11 +273,11 @@ def by_stem(folder: Path, *, wanted: str = ESC50_WANTED) -> dict[str, Path]:
 
 
 def _esc50_problem(line: int, row: dict[str, str]) -> Skipped | None:
-    where = f"line {line}"
+    where, name = f"line {line}", row["filename"][:80]
     if not re.fullmatch("[1-5]", row["fold"]):
-        return Skipped(where, "bad_row", f"{where}: fold {row['fold'][:20]!r} is not 1 to 5")
+        return Skipped(where, "bad_row", f"{where}: fold {row['fold'][:20]!r} is not 1 to 5 ({name})")
     if not re.fullmatch("[1-4]?[0-9]", row["target"]):
-        return Skipped(where, "bad_row", f"{where}: target {row['target'][:20]!r} is not 0 to 49")
+        return Skipped(where, "bad_row", f"{where}: target {row['target'][:20]!r} is not 0 to 49 ({name})")
     return None
 
 
