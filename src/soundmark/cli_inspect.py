@@ -78,7 +78,9 @@ def _print(inspection: Inspection, tree: dict[str, Any]) -> None:
     lines = render.Lines()
     for stamp in tree["stamps"]:
         lines.say(stamp, style="bold red")
-    lines.pair("data", f"{tree['data']}, {tree['layout']} layout")
+    lines.pair(
+        "data", tree["data"] if tree["layout"] in tree["data"] else f"{tree['data']}, {tree['layout']} layout"
+    )
     n_sources = len({clip.source for clip in inspection.dataset.clips})
     lines.pair(
         "clips",
@@ -112,7 +114,7 @@ def _print_leaks(lines: Lines, inspection: Inspection, leaks: dict[str, Any]) ->
     if not inspection.dataset.has_folds:
         return
     known, leaking, copies = (list(leaks[key]) for key in ("known_sources", "sources", "copies"))
-    lines.pair("leaks", f"{len(leaking)} sources and {len(copies)} copies stand in several folds")
+    lines.pair("leaks", f"in several folds: sources {len(leaking)}, copies {len(copies)}")
     if known:
         lines.pair(
             "", f"besides {', '.join(known)}, which official folds of ESC-50 share, under different labels"
@@ -137,7 +139,7 @@ def _print_findings(lines: Lines, inspection: Inspection) -> None:
         if len(found) > MOST_NAMES:
             lines.say(f"and {len(found) - MOST_NAMES} more (--json, --out and --html name all)", indent="  ")
     counts = inspection.counts
-    lines.pair("findings", ", ".join(f"{n} {severity}s" for severity, n in counts.items()))
+    lines.pair("findings", ", ".join(f"{severity}s {n}" for severity, n in counts.items()))
 
 
 def _number(value: float) -> str:

@@ -171,6 +171,7 @@ def load_esc50(root: str | Path | None = None, *, strict: bool = True) -> Datase
     table = root / "meta" / "esc50.csv"
     rows, problems = read_table(table, ESC50_COLUMNS, wanted=ESC50_WANTED)
     problems += filter(None, (_esc50_problem(line, row) for line, row in rows))
+    named = {Path(row["filename"]).stem for _, row in rows}
     rows = [(line, row) for line, row in rows if not _esc50_problem(line, row)]
     if problems and strict:
         refuse(table, problems)
@@ -215,9 +216,7 @@ def load_esc50(root: str | Path | None = None, *, strict: bool = True) -> Datase
     if len(set(names.values())) != len(names):
         raise DatasetError(f"{table}: two targets share one category name", wanted="one name per target")
     labels = tuple(names[target] for target in sorted(names))
-    spare = listed(
-        "audio file without a row", sorted(set(audio) - {Path(r["filename"]).stem for _, r in rows})
-    )
+    spare = listed("audio file without a row", sorted(set(audio) - named))
     dataset = Dataset("ESC-50", root, labels, tuple(clips.values()), warnings=spare, skipped=tuple(problems))
     return checked_folds(dataset, table, strict=strict)
 

@@ -6,14 +6,16 @@ import os
 import re
 import unicodedata
 from collections import Counter, defaultdict
+from pathlib import PurePath
 from typing import Any
 
-from soundmark.data.findings import CODES, Finding
+from soundmark.data.findings import CODES, Finding, without_path
 from soundmark.dataset import Clip, Dataset, leaking_sources, sources_across_folds
 from soundmark.scan import scan
 
 IMBALANCE = 2.0  # the largest class has more than this many times the clips of the smallest
 FEW_CLIPS = 5
+NAMED = 6  # clips of a leaking source, in a message
 ALL_CLASSES = "(all classes)"
 
 
@@ -54,7 +56,8 @@ def _of_files(dataset: Dataset) -> list[Finding]:
     used = {os.path.abspath(clip.path) for clip in dataset.clips}
     said = {problem.where for problem in dataset.skipped}
     text = "\n".join(f"{problem.where}\n{problem.message}" for problem in dataset.skipped)
-    named = set(re.findall(r"[^\s'\"()]+", text))
+    words = [word.rstrip(":,;") for word in re.findall(r"[^\s'\"()/]+", text)]
+    named = {*words, *(PurePath(word).stem for word in words)}  # what a bad row names has a row
     found = []
     for one in scan([dataset.root]):
         name = os.path.relpath(one.path, dataset.root)
@@ -64,7 +67,7 @@ def _of_files(dataset: Dataset) -> list[Finding]:
             continue
         if one.error is not None:
             if name not in said:
-                found.append(Finding(one.error.code, name, str(one.error)))
+                found.append(Finding(one.error.code, name, without_path(one.error, one.path)))
         elif os.path.abspath(one.path) not in used and not {name, one.path.name, one.path.stem} & named:
             found.append(Finding("file_without_row", name, "no row names it"))
     return found
@@ -81,7 +84,9 @@ def _of_sources(dataset: Dataset) -> list[Finding]:
         labels = sorted({clip.label for clip in members})
         where = f"folds {', '.join(map(str, folds))}, labels {', '.join(labels)}"
         code = "leak" if source in leaking else "known_shared_source"
-        found.append(Finding(code, f"source {source}", where, tuple(clip.name for clip in members)))
+        names = tuple(clip.name for clip in members)
+        text = f"{where}: {', '.join(names[:NAMED])}{' ...' if len(names) > NAMED else ''}"
+        found.append(Finding(code, f"source {source}", text, names))
     if not dataset.has_folds:
         found.append(
             Finding("no_folds", dataset.name, "`soundmark data split` makes folds that keep sources together")

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from soundmark.errors import AUDIO_CODES
+from soundmark.errors import AUDIO_CODES, AudioError
 
 Severity = Literal["error", "warning", "note"]
 SEVERITIES: tuple[Severity, ...] = ("error", "warning", "note")
@@ -96,6 +97,11 @@ class Finding:
             "message": self.message,
             "others": list(self.others),
         }
+
+
+def without_path(error: AudioError, path: str | os.PathLike[str]) -> str:
+    """Return what an error says, without the path at its beginning: the finding has the name of the clip."""
+    return str(error).removeprefix(f"{os.fspath(path)!r}: ")
 
 
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:

@@ -23,7 +23,7 @@ import numpy as np
 import soundmark
 from soundmark.data import balance, outliers
 from soundmark.data.duplicates import Copies, Progress, exact_copies, findings_of, near_copies, unseen
-from soundmark.data.findings import Finding, counts, ordered
+from soundmark.data.findings import Finding, counts, ordered, without_path
 from soundmark.data.measure import Measures, measure
 from soundmark.data.shortcut import Shortcut, shortcut_check
 from soundmark.dataset import Dataset, leaking_sources, sources_across_folds
@@ -166,7 +166,10 @@ def inspect(dataset: Dataset, *, processes: int | None = None, progress: Progres
     clips = dataset.clips
     with progress("measure", len(clips)) as on_clip:
         measures, errors = measure_all([clip.path for clip in clips], processes=processes, on_clip=on_clip)
-    found = [Finding(error.code, clips[i].name, str(error)) for i, error in sorted(errors.items())]
+    found = [
+        Finding(error.code, clips[i].name, without_path(error, clips[i].path))
+        for i, error in sorted(errors.items())
+    ]
     found += balance.findings(dataset)
     found += outliers.findings(clips, measures)
     exact = exact_copies(measures)

@@ -184,7 +184,7 @@ def bandwidth(power: npt.NDArray[np.float32], rate: int, *, bits: int = 16) -> f
 
     The floor is rounding noise at ``bits`` (variance step^2 / 12, white: Bennett 1948) plus `BANDWIDTH_OVER_STEP_DB`,
     or `BANDWIDTH_RANGE_DB` below the strongest bin, whichever is higher. The spectrum is smoothed by a running median
-    over `SMOOTHED_BINS` bins. Noise low-passed at f gives f within the width of the filter's slope; 0 is silence. It finds
+    over `SMOOTHED_BINS` bins. Noise low-passed at f gives f within the width of the slope; 0 is silence. It finds
     low-pass filters of lossy encoders and recordings that were made at a lower rate.
     """
     mean = power.mean(axis=1, dtype=np.float64) if power.shape[1] else np.zeros(len(power))

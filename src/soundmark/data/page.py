@@ -64,10 +64,11 @@ p {{ margin: .4rem 0 }} .soft {{ color: var(--soft) }} .stamp {{ color: var(--er
 .error {{ color: var(--error) }} .warning {{ color: var(--warning) }} .note {{ color: var(--note) }}
 details, .group {{ border-top: 1px solid var(--line); padding: .5rem 0 }} summary {{ cursor: pointer }}
 ul {{ margin: .3rem 0; padding-left: 1.2rem }} li {{ overflow-wrap: anywhere }}
-svg {{ max-width: 100%; height: auto; display: block }} svg text {{ font-size: 11px; fill: var(--soft) }}
+svg {{ width: 100%; height: auto; display: block }} .bars {{ max-width: 40rem }}
+svg text {{ font-size: 11px; fill: var(--soft) }}
 svg .name {{ fill: var(--ink); font-weight: 600 }} rect {{ fill: var(--bar) }}
 path {{ stroke: var(--soft); fill: none }} .mark {{ stroke: var(--error); stroke-dasharray: 3 2 }}
-.wave path {{ stroke: var(--bar) }} .wave, audio {{ width: 100% }} audio {{ height: 2rem; margin-top: .3rem }}
+.wave path {{ stroke: var(--bar) }} audio {{ width: 100%; height: 2rem; margin-top: .3rem }}
 table {{ border-collapse: collapse }} td, th {{ padding: .15rem .7rem .15rem 0; text-align: left }}
 td.n {{ text-align: right; font-variant-numeric: tabular-nums }}
 </style></head><body>
@@ -157,10 +158,10 @@ def _listen(inspection: Inspection) -> str:
             soundfile.write(file, samples.clip(-1, 1), heard.sample_rate, format="FLAC", subtype="PCM_16")
         except (AudioError, soundfile.SoundFileError):  # gone since, or a rate that FLAC does not have
             continue
-        room -= file.tell()
+        room -= len(data := file.getvalue())
         if room < 0:
             break
-        uri = f"data:audio/flac;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+        uri = f"data:audio/flac;base64,{base64.b64encode(data).decode('ascii')}"
         out.append(
             f"<div><b>{escape(clip.name)}</b> {escape(clip.label)}<br>"
             f'<span class="soft">{escape(why)}</span>{waveform(samples)}'

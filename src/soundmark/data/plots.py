@@ -31,8 +31,9 @@ def histogram(values: Sequence[float], *, title: str, unit: str = "", log: bool 
     x = np.asarray(values, dtype=np.float64)
     low, high = (float(v) for v in np.percentile(x, [TAIL, 100 - TAIL]))
     low, high = math.floor(low * 20) / 20, math.ceil(high * 20) / 20
+    ends = (_number(low), _number(high))
     if high - low < 1e-9:
-        low, high = low - 0.5, high + 0.5
+        low, high, ends = low - 0.5, high + 0.5, ("", "")
     sizes, edges = np.histogram(np.clip(x, low, high), BINS, (low, high))
     heights = np.log1p(sizes) if log else sizes.astype(np.float64)
     top, base, wide = 20, HEIGHT - 18, WIDTH / BINS
@@ -46,9 +47,9 @@ def histogram(values: Sequence[float], *, title: str, unit: str = "", log: bool 
     return (
         f'<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{name}">'
         f'<text x="0" y="12" class="name">{name}</text>{bars}<path d="M0 {base}H{WIDTH}"/>'
-        f'<text x="0" y="{HEIGHT - 4}">{_number(low)}</text>'
+        f'<text x="0" y="{HEIGHT - 4}">{ends[0]}</text>'
         f'<text x="{WIDTH / 2}" y="{HEIGHT - 4}" text-anchor="middle">median {_number(float(np.median(x)))}</text>'
-        f'<text x="{WIDTH}" y="{HEIGHT - 4}" text-anchor="end">{_number(high)}</text></svg>'
+        f'<text x="{WIDTH}" y="{HEIGHT - 4}" text-anchor="end">{ends[1]}</text></svg>'
     )
 
 

@@ -35,7 +35,7 @@ COLUMNS = {
 """What the classifier sees: nothing of the sound itself."""
 
 ALL = "all three"
-TREES = 200
+TREES = 50
 FOLDS = 5  # of data without folds, drawn by source
 MIN_CLIPS = 20
 NOTABLE = 2.0  # times chance, and above it beyond doubt
