@@ -112,3 +112,9 @@ def test_what_is_not_followed_up_is_counted(tmp_path: Path, monkeypatch: pytest.
     found = clips(tmp_path, x, 0.5 * x, 0.3 * x)
     near, capped = near_copies(found, [measure(clip.path) for clip in found])
     assert (len(near), capped) == (1, 2)
+
+
+def test_the_correlation_in_pieces_is_that_of_numpy() -> None:
+    rng = np.random.default_rng(0)
+    x, y = rng.standard_normal(10_000), rng.standard_normal(10_700)
+    np.testing.assert_allclose(duplicates._correlation(y, x), np.correlate(y, x, "valid"), atol=1e-9)

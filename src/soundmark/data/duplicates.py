@@ -38,6 +38,7 @@ MAX_LAG_FRAMES = 25  # 0.5 s
 MAX_CANDIDATES = 1000  # pairs whose waveforms are compared
 _ACTIVE_DB = 10.0 - FINGERPRINT_RANGE_DB  # frames below are background
 _SLACK = 640  # samples at 16 kHz around the lag of the picture
+_PIECE = 4096  # OpenBLAS shares longer scalar products (10 000 and more) among threads
 _STEADY_DB = 0.3  # a picture that wavers less says nothing
 
 Array = npt.NDArray[np.float32]
@@ -138,7 +139,7 @@ def picture_match(a: Array, b: Array) -> tuple[float, int]:
 
     Frame t of ``a`` is like frame t + lag of ``b``. Two steady sounds match by definition: there is nothing to compare.
     """
-    own, other = float(np.vdot(a, a)), float(np.vdot(b, b))
+    own, other = _product(a, a, 0), _product(b, b, 0)
     if min(own / a.size, other / b.size) < _STEADY_DB**2:
         return 1.0, 0
     lags = range(max(-MAX_LAG_FRAMES, 1 - len(a)), min(MAX_LAG_FRAMES, len(b) - 1) + 1)
@@ -167,7 +168,7 @@ def wave_match(a: Array, b: Array, lag_frames: int) -> tuple[float, float]:
     scale = float(x @ x) * np.maximum(power, 1e-6 * float(power.max(initial=0.0)))
     if not scale.max() > 0:
         return 0.0, 0.0
-    match = np.abs(np.correlate(y, x, "valid")) / np.sqrt(np.maximum(scale, 1e-30))
+    match = np.abs(_correlation(y, x)) / np.sqrt(np.maximum(scale, 1e-30))
     best = int(match.argmax())
     return min(1.0, float(match[best])), (lag + best - _SLACK) / FINGERPRINT_RATE_HZ
 
@@ -204,7 +205,7 @@ def _neighbours(usable: Sequence[int], measures: Sequence[Measures | None]) -> s
     pairs: set[tuple[int, int]] = set()
     limit = POOLED_DISTANCE_DB**2 * x.shape[1]
     for row, own in enumerate(x):
-        distance = square + square[row] - 2 * (x @ own)
+        distance = square + square[row] - 2 * np.einsum("ij,j->i", x, own)
         distance[row] = np.inf
         nearest = np.argpartition(distance, min(NEIGHBOURS, len(x) - 1))[:NEIGHBOURS]
         pairs.update((min(row, int(j)), max(row, int(j))) for j in nearest if distance[j] < limit)
@@ -235,10 +236,20 @@ class _Pictures:
         return _picture(one.fingerprint)
 
 
+def _correlation(y: npt.NDArray[np.float64], x: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return ``np.correlate(y, x, "valid")``, in sums short enough that BLAS does not wake other threads for each."""
+    n_lags = len(y) - len(x) + 1
+    total = np.zeros(n_lags)
+    for start in range(0, len(x), _PIECE):
+        piece = x[start : start + _PIECE]
+        total += np.correlate(y[start : start + len(piece) + n_lags - 1], piece, "valid")
+    return total
+
+
 def _product(a: Array, b: Array, lag: int) -> float:
     a, b = a[max(0, -lag) :], b[max(0, lag) :]
     n = min(len(a), len(b))
-    return float(np.vdot(a[:n], b[:n]))
+    return float(np.einsum("ij,ij->", a[:n], b[:n]))  # not BLAS, see _PIECE
 
 
 def _picture(fingerprint: npt.NDArray[np.float16]) -> Array:

@@ -8,6 +8,7 @@ Nature Machine Intelligence 2, 2020.
 from __future__ import annotations
 
 import math
+import warnings
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -106,22 +107,23 @@ def shortcut_check(clips: Sequence[Clip], measures: Sequence[Measures | None], *
     except ImportError:
         raise MissingExtraError.of("data", "sklearn") from None
     held_out = "folds" if len(set(folds)) > 1 else "sources"
-    if held_out == "folds":
-        sides = list(LeaveOneGroupOut().split(labels, labels, folds))
-    else:
-        splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
-        sides = _quietly(lambda: list(splitter.split(labels, labels, sources)))
     tables = {name: _table([one for _, one in found], columns) for name, columns in COLUMNS.items()}
     tables[ALL] = np.concatenate(list(tables.values()), axis=1)
-    right = {}
-    for name, table in tables.items():
-        hits = 0
-        for train, test in sides:
-            forest = ExtraTreesClassifier(TREES, min_samples_leaf=2, random_state=seed)
-            hits += int(
-                np.count_nonzero(forest.fit(table[train], labels[train]).predict(table[test]) == labels[test])
-            )
-        right[name] = hits
+    right = dict.fromkeys(tables, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", UserWarning
+        )  # labels with fewer clips than folds, or nearly one per clip
+        if held_out == "folds":
+            sides = list(LeaveOneGroupOut().split(labels, labels, folds))
+        else:
+            splitter = StratifiedGroupKFold(FOLDS, shuffle=True, random_state=seed)
+            sides = list(splitter.split(labels, labels, sources))
+        for name, table in tables.items():
+            for train, test in sides:
+                forest = ExtraTreesClassifier(TREES, min_samples_leaf=2, random_state=seed)
+                guessed = forest.fit(table[train], labels[train]).predict(table[test])
+                right[name] += int(np.count_nonzero(guessed == labels[test]))
     frequent = sum(int(np.count_nonzero(labels[test] == _most(labels[train]))) for train, test in sides)
     n = sum(len(test) for _, test in sides)
     return Shortcut(
@@ -140,15 +142,6 @@ def _table(measures: Sequence[Measures], columns: Sequence[str]) -> Table:
 def _most(labels: npt.NDArray[np.str_]) -> str:
     names: list[str] = labels.tolist()
     return min(Counter(names).items(), key=lambda item: (-item[1], item[0]))[0]
-
-
-def _quietly(call: Any) -> Any:
-    """Return what ``call`` gives, without scikit-learn's warning of labels with fewer clips than folds."""
-    import warnings
-
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", UserWarning)
-        return call()
 
 
 def _wilson(hits: int, n: int, z: float = 1.96) -> tuple[float, float]:
