@@ -34,6 +34,8 @@ def read_table(
     Raises:
         DatasetError: it cannot be read, is not UTF-8, lacks columns (all named at once), or is not a table.
     """
+    if table.exists() and not table.is_file():  # a pipe would block for ever
+        raise DatasetError(f"{table} is not a regular file", wanted=wanted, code="no_table")
     try:
         data = table.read_bytes()
         text = data.decode("utf-8-sig")
