@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ def read_table(
     Raises:
         DatasetError: it cannot be read, is not UTF-8, lacks columns (all named at once), or is not a table.
     """
-    if table.exists() and not table.is_file():  # a pipe would block for ever
+    if os.path.exists(table) and not os.path.isfile(table):  # a pipe would block for ever
         raise DatasetError(f"{table} is not a regular file", wanted=wanted, code="no_table")
     try:
         data = table.read_bytes()

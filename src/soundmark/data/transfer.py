@@ -181,15 +181,15 @@ def _validator(part: Path) -> Path:
 
 def _reason(error: Exception) -> str:
     """Return the first line of what went wrong; requests nests the reasons of others."""
-    kind = type(error).__name__
+    kind, told = type(error).__name__, str(error).partition("\n")[0]
     text = {
         "ConnectTimeout": "the server does not answer",
         "ReadTimeout": "the server stopped sending",
         "SSLError": "the server's certificate is not good",
         "InvalidSchema": "it leads to something that is not a web address",
         "TooManyRedirects": "it leads on and on",
-    }.get(kind)
-    return text or f"the connection failed ({kind}: {str(error).splitlines()[0][:120] if str(error) else ''})"
+    }.get("ReadTimeout" if "Read timed out" in told else kind)
+    return text or f"the connection failed ({kind}: {told[:120]})"
 
 
 def _failed(saw: str, wanted: str, cause: str = "") -> DatasetError:
