@@ -60,7 +60,10 @@ def read_table(
         for row in reader:
             where = f"line {reader.line_num}"
             if None in row or any(row[name] is None for name in columns):
-                due = f"{len(row)} cells where {len(reader.fieldnames or [])} are due"
+                cells = sum(value is not None for name, value in row.items() if name) + len(
+                    row.get(None) or ()
+                )
+                due = f"{cells} cells where {len(reader.fieldnames or [])} are due"
                 problems.append(Skipped(where, "bad_row", f"{where}: {due}"))
             else:
                 rows.append((reader.line_num, row))

@@ -386,7 +386,7 @@ def test_https_is_not_left_for_http(tmp_path: Path) -> None:
         url="https://a.example/x.zip",
         headers={"location": "http://b.example/"},
     )
-    with pytest.raises(DatasetError, match="leads to http://b[.]example"):
+    with pytest.raises(DatasetError, match=r"leads to http://b[.]example"):
         sink.answered(response)  # type: ignore[arg-type]
     response.headers["location"] = "/y.zip"
     sink.answered(response)  # type: ignore[arg-type]
