@@ -631,6 +631,16 @@ def test_demo(call: Callable[..., Called], tiny_bundle: Path, tmp_path: Path) ->
 # --- reference ---------------------------------------------------------------------------------------------------
 
 
+def verbs(group: click.Group, before: str = "") -> list[tuple[str, click.Command]]:
+    """Return every verb with its whole name, groups before what is in them."""
+    found = []
+    for name, verb in sorted(group.commands.items()):
+        found.append((before + name, verb))
+        if isinstance(verb, click.Group):
+            found += verbs(verb, f"{before}{name} ")
+    return found
+
+
 def reference() -> str:
     """Return docs/reference/cli.md: every verb with its arguments and options."""
     page = [
@@ -640,19 +650,19 @@ def reference() -> str:
         "[outcomes.md](outcomes.md). `--help` works after every verb.",
         "",
     ]
-    for name, verb in sorted(cli.cli.commands.items()):
+    for name, verb in verbs(cli.cli):
         context = click.Context(verb, info_name=f"soundmark {name}")
         usage = " ".join(
             param.make_metavar(context) for param in verb.params if isinstance(param, click.Argument)
         )
         page += [f"## soundmark {name}", "", f"    soundmark {name} [OPTIONS] {usage}".rstrip(), ""]
-        page += [*(line.strip() for line in (verb.help or "").splitlines()), "", "| option | |", "|---|---|"]
-        for param in verb.params:
-            record = param.get_help_record(context) if isinstance(param, click.Option) else None
-            if record:
-                option, text = (" ".join(part.split()).replace("|", "\\|") for part in record)
-                page.append(f"| `{option}` | {text} |")
-        page.append("")
+        page += [*(line.strip() for line in (verb.help or "").splitlines()), ""]
+        records = [param.get_help_record(context) for param in verb.params if isinstance(param, click.Option)]
+        page += ["| option | |", "|---|---|"] if any(records) else []
+        for record in filter(None, records):
+            option, text = (" ".join(part.split()).replace("|", "\\|") for part in record)
+            page.append(f"| `{option}` | {text} |")
+        page += [""] if any(records) else []
     return "\n".join(page)
 
 

@@ -26,6 +26,7 @@ from soundmark.sources import (
 )
 from synthetic import table_rows, write_table
 
+REAL = os.environ.get(ESC50_VARIABLE)
 Touch = Callable[..., Path]
 SOME = dict(zip((0, 11, 22), sorted(ESC50_LABELS), strict=False))
 
@@ -430,8 +431,7 @@ def test_the_environment_names_the_default(
 
 @pytest.mark.data
 def test_the_real_esc50_is_esc50_and_holds_esc10(call: Callable[..., Any]) -> None:
-    root = os.environ.get(ESC50_VARIABLE)
-    if not root:
+    if not (root := REAL):
         pytest.skip(f"{ESC50_VARIABLE} is not set")
     facts = json.loads(call("data", "info", root, "--json").out)
     assert (facts["data"], facts["clips"], len(facts["labels"])) == ("ESC-50", 2000, 50)
