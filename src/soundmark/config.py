@@ -241,6 +241,16 @@ class PrepareConfig(Config, frozen=True, kw_only=True):
     format: Literal["wav", "flac"] = "wav"  # of the files
 
 
+class SynthConfig(Config, frozen=True, kw_only=True):
+    """What a synthetic data set consists of; the same values give the same samples."""
+
+    classes: Annotated[int, msgspec.Meta(ge=2, le=16)] = 10  # labels
+    clips: Annotated[int, msgspec.Meta(ge=5, le=10_000)] = 40  # clips per label, spread over five folds
+    seconds: Annotated[float, msgspec.Meta(ge=1, le=60)] = 5.0  # length of every clip
+    sample_rate: Annotated[int, msgspec.Meta(ge=16_000, le=96_000)] = 44_100  # Hz
+    seed: NonNegative = 0  # another seed, another set
+
+
 class Provenance(Config, frozen=True, kw_only=True):
     """Where a preset comes from; copied into the model card."""
 
@@ -314,6 +324,15 @@ def from_dict(tree: Mapping[str, Any], kind: type[C], *, where: str = "config") 
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
         text = str(error).replace(" - at `$.", " at `").replace(" - at `$`", "")
         raise ConfigError(f"{where}: {text}", wanted=f"a valid {kind.__name__}") from None
+
+
+def from_options(options: Mapping[str, str | None], kind: type[C]) -> C:
+    """Return a config from options of the command line, None for one that was not given; errors as `from_dict`."""
+    tree: dict[str, Any] = {}
+    for key, value in options.items():
+        if value is not None:
+            _apply(tree, f"{key}={value}")
+    return from_dict(tree, kind, where="command line")
 
 
 def to_dict(config: Config) -> dict[str, Any]:

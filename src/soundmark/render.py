@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from soundmark.demo import DemoClip
     from soundmark.evaluate import Report
 
-OnClip = Callable[[int], None]
+OnClip = Callable[..., None]  # (how many more, the new total where it was not known before)
 WORST_CLASSES = 5
 GAP, INDENT = "  ", "    "
 MIN_WIDTH, MIN_NAME, MIN_REST = 40, 20, 20
@@ -137,7 +137,7 @@ def show_rows(
 
 
 @contextmanager
-def clip_progress(what: str, total: int, *, beside_rows: bool = False) -> Iterator[OnClip]:
+def clip_progress(what: str, total: int | None, *, beside_rows: bool = False) -> Iterator[OnClip]:
     """Yield a function that counts clips on a bar and lets a delayed Ctrl-C through (`batch.stoppable`).
 
     The bar is on standard error, and only where that is a terminal. With ``beside_rows``, rows are printed meanwhile:
@@ -146,8 +146,8 @@ def clip_progress(what: str, total: int, *, beside_rows: bool = False) -> Iterat
     with batch.stoppable() as check, _progress(beside_rows=beside_rows) as bar:
         task = bar.add_task(what, total=total)
 
-        def on_clip(n: int) -> None:
-            bar.advance(task, n)
+        def on_clip(n: float, total: float | None = None) -> None:
+            bar.update(task, advance=n, total=total)
             check()
 
         yield on_clip

@@ -42,6 +42,8 @@ INDEX, ABOUT = "soundmark.csv", "soundmark.json"
 """The table and the description that `write_index` puts into a data set made by our own tools."""
 
 SYNTH_MARKER = "synth.json"
+"""Holds the config of a synthetic set, so that nobody takes it for ESC-50."""
+
 _ESC50_LABELS = (
     "dog rooster pig cow frog cat hen insects sheep crow rain sea_waves crackling_fire crickets chirping_birds "
     "water_drops wind pouring_water toilet_flush thunderstorm crying_baby sneezing clapping breathing coughing "

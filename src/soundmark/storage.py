@@ -61,8 +61,14 @@ def writing(path: Path, *, size: int = 0, sync: bool = True) -> Iterator[IO[byte
             _sync_folder(path.parent)
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
+def write_folder(
+    folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False, within: Path | None = None
+) -> None:
     """Let ``fill`` write into a scratch folder, then put that folder in the place of ``folder``.
+
+    The scratch folder lies beside ``folder``, or in ``within``, which is on the same disk: what a killed process leaves
+    is then where the caller can find it. Files are flushed to the disk, those in folders below the scratch folder are
+    not: data sets, which are checked or can be made again.
 
     Raises:
         StorageError: ``folder`` exists and ``overwrite`` is False; disk full, read-only, no permission.
@@ -73,11 +79,11 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, overwrite: bool 
         raise StorageError(f"{folder} is a file", wanted="a folder to replace, or a new one")
     with _as_storage_error(folder, 0):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=within or folder.parent))
         try:
             fill(scratch)
-            for file in scratch.iterdir():
-                _sync_file(file)
+            for path in scratch.iterdir():  # not what lies deeper: thousands of flushes take minutes
+                (_sync_folder if path.is_dir() else _sync_file)(path)
             _sync_folder(scratch)
             os.chmod(scratch, 0o777 & ~_umask())
             _replace(scratch, folder)

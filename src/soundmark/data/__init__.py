@@ -1,1 +1,1 @@
-"""What is made of a data set before training: reports on it, clean copies of it, features, synthetic sets."""
+"""Data sets: fetched, made in code, measured, prepared and turned into features."""
