@@ -154,7 +154,7 @@ class Reader:
 
     Args:
         source: see `Source`.
-        sample_rate: Hz of the blocks; None for that of the source.
+        sample_rate: Hz of the blocks.
         limits: what is accepted; ``max_seconds`` holds here too, pass a larger one for long streams.
         strict: refuse what is cut or disagrees with its header or name (`FAULTS`) instead of flagging it.
         array_rate: Hz of ``source`` if it is a bare array.
@@ -175,14 +175,14 @@ class Reader:
         self,
         source: Source,
         *,
-        sample_rate: int | None,
+        sample_rate: int,
         limits: AudioLimits = AudioLimits(),  # noqa: B008 - frozen
         strict: bool = False,
         array_rate: int | None = None,
     ) -> None:
-        if sample_rate is not None and _whole(sample_rate) < 1:
+        if _whole(sample_rate) < 1:
             raise ConfigError(f"sample_rate {sample_rate!r}", wanted="a positive whole number of Hz")
-        self.sample_rate, self.limits, self.strict = int(sample_rate or 0), limits, strict
+        self.sample_rate, self.limits, self.strict = int(sample_rate), limits, strict
         self._name = f"a source of type {type(source).__name__}"
         self._found: set[str] = set()
         self._promised: int | None = None
@@ -196,7 +196,6 @@ class Reader:
             else:
                 self._open_file(source)
             self._check_limits()
-            self.sample_rate = self.sample_rate or self.source_rate
             self._resampler = self._make_resampler()
         except BaseException as error:
             self.close()
@@ -428,7 +427,7 @@ def _float_block(block: Array) -> Samples:
 def load(
     source: Source,
     *,
-    sample_rate: int | None,
+    sample_rate: int,
     limits: AudioLimits = AudioLimits(),  # noqa: B008 - frozen
     strict: bool = False,
     array_rate: int | None = None,

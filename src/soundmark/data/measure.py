@@ -94,8 +94,15 @@ def measure(path: str | os.PathLike[str], *, limits: AudioLimits | None = None) 
     Raises:
         AudioError: it cannot be used; the code says why.
     """
-    heard = audio.load(path, sample_rate=None, limits=limits or AudioLimits())
-    return _measures(heard, _file_hash(Path(path)))
+    return _measures(at_its_rate(path, limits=limits), _file_hash(Path(path)))
+
+
+def at_its_rate(path: str | os.PathLike[str], *, limits: AudioLimits | None = None) -> audio.Audio:
+    """Return a file at its own rate: the header says which, then it is decoded, once."""
+    limits = limits or AudioLimits()
+    with audio.Reader(path, sample_rate=FINGERPRINT_RATE_HZ, limits=limits) as reader:
+        rate = reader.source_rate
+    return audio.load(path, sample_rate=rate, limits=limits)
 
 
 def _measures(heard: audio.Audio, file_hash: str) -> Measures:

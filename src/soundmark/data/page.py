@@ -13,9 +13,9 @@ from collections.abc import Iterator
 
 import soundfile
 
-from soundmark import audio
 from soundmark.data.findings import CODES, SEVERITIES, Finding
 from soundmark.data.inspect import Inspection
+from soundmark.data.measure import at_its_rate
 from soundmark.data.plots import bars, escape, histogram, waveform
 from soundmark.dataset import Clip
 from soundmark.errors import AudioError
@@ -152,7 +152,7 @@ def _listen(inspection: Inspection) -> str:
     out, room = [], MAX_AUDIO_BYTES
     for clip, why in _worth_hearing(inspection):
         try:
-            heard = audio.load(clip.path, sample_rate=None)
+            heard = at_its_rate(clip.path)
             samples = heard.samples[: int(EXCERPT_S * heard.sample_rate)]
             file = io.BytesIO()
             soundfile.write(file, samples.clip(-1, 1), heard.sample_rate, format="FLAC", subtype="PCM_16")
