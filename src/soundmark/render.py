@@ -92,14 +92,16 @@ class Lines:
         self._print(line)
 
     def say(self, text: str, *, style: str = "", indent: str = "") -> None:
-        """Print text, wrapped at the width between words."""
-        shown = self.writable(text)
-        for line in textwrap.wrap(shown, self.width, initial_indent=indent, subsequent_indent=indent) or [""]:
+        """Print text, wrapped at the width between words; a path stays whole, to be copied."""
+        shown, around = self.writable(text), {"initial_indent": indent, "subsequent_indent": indent}
+        for line in textwrap.wrap(
+            shown, self.width, break_on_hyphens=False, break_long_words=False, **around
+        ) or [""]:
             self._print(Text(line, style=style))
 
     def pair(self, name: str, value: str, *, indent: int = 14) -> None:
         """Print a name and its value, wrapped behind the name."""
-        lines = textwrap.wrap(self.writable(value), self.width - indent) or [""]
+        lines = textwrap.wrap(self.writable(value), self.width - indent, break_on_hyphens=False) or [""]
         self._print(Text.assemble((name.ljust(indent), "bold"), lines[0]))
         for line in lines[1:]:
             self._print(Text(" " * indent + line))

@@ -10,15 +10,13 @@ import soundfile
 import soxr
 
 from soundmark.data import measure as module
+from soundmark.data.loudness import FLOOR_DB, loudness, spectrum
 from soundmark.data.measure import (
-    FLOOR_DB,
     bandwidth,
     clipped_share,
-    loudness,
     measure,
     noise,
     silent_runs,
-    spectrum,
 )
 from soundmark.errors import AudioError
 

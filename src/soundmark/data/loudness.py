@@ -36,7 +36,9 @@ def loudness(power: npt.NDArray[np.float32], rate: int) -> float:
     gate -10 LU. The K-weighting is applied to the power spectrum (response of the 48 kHz filters of annex 1), not in
     time. A sine of 997 Hz at full scale is at -3.01 LUFS.
     """
-    weighted = _k_weights(rate) @ power.astype(np.float64)  # (n_frames,)
+    weighted = np.einsum(
+        "b,bt->t", _k_weights(rate), power.astype(np.float64)
+    )  # (n_frames,); BLAS wakes threads
     hop_s = N_FFT / 2 / rate
     width = min(len(weighted), max(1, round(0.4 / hop_s)))
     step = max(1, round(0.1 / hop_s))

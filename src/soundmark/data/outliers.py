@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterable, Sequence
 import numpy as np
 
 from soundmark.data.findings import Finding
-from soundmark.data.measure import FLOOR_DB, Measures
+from soundmark.data.loudness import FLOOR_DB
+from soundmark.data.measure import Measures
 from soundmark.dataset import Clip
 
 MOSTLY_SILENCE = 0.5  # share of the clip that is digital silence
