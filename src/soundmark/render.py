@@ -93,10 +93,14 @@ class Lines:
 
     def say(self, text: str, *, style: str = "", indent: str = "") -> None:
         """Print text, wrapped at the width between words; a path stays whole, to be copied."""
-        shown, around = self.writable(text), {"initial_indent": indent, "subsequent_indent": indent}
-        for line in textwrap.wrap(
-            shown, self.width, break_on_hyphens=False, break_long_words=False, **around
-        ) or [""]:
+        wrapper = textwrap.TextWrapper(
+            self.width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        for line in wrapper.wrap(self.writable(text)) or [""]:
             self._print(Text(line, style=style))
 
     def pair(self, name: str, value: str, *, indent: int = 14) -> None:
