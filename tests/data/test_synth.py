@@ -117,6 +117,7 @@ def test_impossible_values_are_named(
 
 def test_a_linear_model_on_mean_spectra_does_not_solve_it() -> None:
     """Half the clips of the default set, a held-out fold: chance is 10 %, 90 % would be trivial (docs/data.md)."""
+    pytest.importorskip("sklearn")
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
