@@ -224,6 +224,23 @@ class ExportConfig(Config, frozen=True, kw_only=True):
     max_int8_disagreement: Fraction = 0.1  # share of golden windows whose top-1 may change, else export fails
 
 
+class PrepareConfig(Config, frozen=True, kw_only=True):
+    """What `soundmark data prepare` makes of every recording: one channel, 16 bits."""
+
+    sample_rate: Annotated[int, msgspec.Meta(ge=1_000, le=192_000)] = 44_100  # Hz of what is written
+    trim: bool = True  # cut quiet off both ends
+    trim_db: Annotated[
+        float, msgspec.Meta(ge=-120, lt=0)
+    ] = -60.0  # quiet is below this, in dB under the peak
+    normalise: Literal["none", "peak", "loudness"] = (
+        "peak"  # to full scale, to `loudness_lufs`, or not at all
+    )
+    loudness_lufs: Annotated[
+        float, msgspec.Meta(ge=-70, le=0)
+    ] = -23.0  # ITU-R BS.1770; peaks stay in full scale
+    format: Literal["wav", "flac"] = "wav"  # of the files
+
+
 class SynthConfig(Config, frozen=True, kw_only=True):
     """What a synthetic data set consists of; the same values give the same samples."""
 
@@ -289,6 +306,14 @@ def load_preset(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Pres
     for override in overrides:
         _apply(tree, override)
     return from_dict(tree, Preset, where=where)
+
+
+def overridden(config: C, overrides: Iterable[str], *, where: str = "command line") -> C:
+    """Return ``config`` with ``key=value`` overrides on top; errors are those of `from_dict`."""
+    tree = to_dict(config)
+    for override in overrides:
+        _apply(tree, override)
+    return from_dict(tree, type(config), where=where)
 
 
 def from_dict(tree: Mapping[str, Any], kind: type[C], *, where: str = "config") -> C:
