@@ -179,7 +179,8 @@ def load_esc50(root: str | Path | None = None, *, strict: bool = True) -> Datase
         refuse(table, problems)
     audio = by_stem(root / "audio")
     clips: dict[str, Clip] = {}
-    names: dict[int, str] = {}
+    votes = Counter((int(row["target"]), row["category"]) for _, row in rows)
+    names = dict(pair for pair, _ in reversed(votes.most_common()))  # target: what most of its rows call it
     times: Counter[str] = Counter()
     for line, row in rows:
         match = _ESC50_NAME.fullmatch(row["filename"])  # a plain name: no folder, no way out of audio/
@@ -194,10 +195,8 @@ def load_esc50(root: str | Path | None = None, *, strict: bool = True) -> Datase
             row["target"],
         ):
             text = f"{row['filename']} contradicts fold, src_file, take or target of its row"
-        elif names.setdefault(int(row["target"]), row["category"]) != row["category"]:
-            text = (
-                f"{stem}: target {row['target']} is {row['category']!r}, {names[int(row['target'])]!r} above"
-            )
+        elif (usual := names[int(row["target"])]) != row["category"]:
+            text = f"{stem}: target {row['target']} is {row['category']!r}, {usual!r} in most rows"
         elif stem not in audio:
             where, code = f"{where} ({stem})", "not_found"
             text = f"no audio file {stem}.* in {root / 'audio'}"
