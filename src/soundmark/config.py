@@ -174,6 +174,30 @@ class NetworkConfig(Config, frozen=True, kw_only=True):
     kind: str = "edge"  # architecture
     channels: tuple[Positive, ...] = ()  # widths of its stages, empty for the architecture's own
     dropout: Fraction = 0.2  # before the last layer
+    depth: Literal[18, 34, 50] = 18  # layers of a resnet
+    resize: tuple[
+        Positive, ...
+    ] = ()  # rows and frames that a resnet sees, empty for the features as they are
+    pretrained: str = ""  # what its weights were learnt from; without `--weights` it starts from random ones
+
+
+class WaveConfig(Config, frozen=True, kw_only=True):
+    """What training does to samples before the front end; where any of it is on, features are made in every step."""
+
+    clip_s: NonNegativeFloat = 0.0  # windows are cut at random from this many seconds, 0: as when classifying
+    roll: Fraction = 0.0  # circular shift by up to this share of the window
+    speed: Annotated[float, msgspec.Meta(ge=1, le=4)] = 1.0  # tape speed 1/speed ... speed (pitch and tempo)
+    stretch: Annotated[float, msgspec.Meta(ge=1, le=4)] = 1.0  # tempo alone, 1/stretch ... stretch
+    pitch: Annotated[float, msgspec.Meta(ge=0, le=12)] = 0.0  # pitch alone, plus-minus semitones
+    noise: Fraction = 0.0  # share of windows that get white noise
+    snr_db: tuple[float, float] = (10.0, 40.0)  # lowest and highest signal-to-noise ratio of it
+    gain_db: NonNegativeFloat = 0.0  # uniform gain within plus-minus this many dB
+    polarity: Fraction = 0.0  # share of windows turned upside down
+
+    def check(self) -> None:
+        """Refuse a range that is upside down."""
+        if self.snr_db[0] > self.snr_db[1]:
+            raise ValueError("`snr_db` is the lowest ratio, then the highest")
 
 
 class AugmentConfig(Config, frozen=True, kw_only=True):
@@ -181,6 +205,8 @@ class AugmentConfig(Config, frozen=True, kw_only=True):
 
     mix_probability: Fraction = 0.8  # share of clips mixed with another one (mixup / between-class)
     mix_alpha: PositiveFloat = 0.4  # Beta(alpha, alpha) draws the share of each
+    mix_loudness: Literal["power", "a-weighted"] = "power"  # made equal before mixing; a-weighted for waves
+    mix_labels: Literal["any", "different"] = "any"  # which partners a clip may have
     gain_db: NonNegativeFloat = 6.0  # uniform gain within plus-minus this many dB
     roll: Fraction = 1.0  # circular shift in time, up to this share of the clip
     tilt_db: NonNegativeFloat = 0.0  # random piecewise-linear equaliser, plus-minus this many dB per knot
@@ -199,12 +225,17 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     batch_size: Annotated[int, msgspec.Meta(ge=2)] = 32  # clips per step
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"  # update rule
     lr: Annotated[float, msgspec.Meta(gt=0, le=10)] = 3e-3  # peak learning rate
-    schedule: Literal["one-cycle", "constant"] = "one-cycle"  # learning rate over the run
-    warmup: Fraction = 0.15  # share of the run in which the learning rate rises
+    schedule: Literal["one-cycle", "constant", "step"] = "one-cycle"  # learning rate after the warm-up
+    warmup: Fraction = 0.15  # share of the run in which the learning rate rises ("constant" has none)
+    drops: tuple[Fraction, ...] = (0.3, 0.6, 0.9)  # "step": shares of the run after which the rate is a tenth
     weight_decay: NonNegativeFloat = 0.02  # on weights of two or more dimensions
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1  # share of the target spread evenly
     ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.995  # decay of the averaged weights, 0: none
     clip_norm: NonNegativeFloat = 5.0  # gradients are scaled down to this norm, 0 for no limit
+    patience: NonNegative = (
+        0  # epochs without a better inner loss that end the run; 0: all epochs, last weights
+    )
+    inner: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.15  # share of training clips, by source, for it
     max_bad_batches: NonNegative = 5  # this many non-finite losses are skipped, then the run stops
     balance: Literal["none", "weights", "sampler"] = "none"  # rare labels: weigh or draw more
     seed: NonNegative = 0  # every random number of a run follows from it
@@ -238,14 +269,27 @@ class Preset(Config, frozen=True, kw_only=True):
 
     name: str = "edge"  # what outputs are called
     summary: str = ""  # one line for people
+    labels: tuple[str, ...] = ()  # the labels of the data that it learns, empty for all
     frontend: FrontendConfig = FrontendConfig()
     window: WindowConfig = WindowConfig()
     decision: DecisionConfig = DecisionConfig()
     network: NetworkConfig = NetworkConfig()
+    waves: WaveConfig = WaveConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
     provenance: Provenance = Provenance()
+
+    def check(self) -> None:
+        """Refuse what a wave has not (rows), and what only a wave has."""
+        rows = {"tilt_db": 0.0, "shift_bands": 0, "stretch": 1.0, "freq_masks": 0}
+        odd = [name for name, off in rows.items() if getattr(self.augment, name) != off]
+        if self.frontend.kind == "wave" and odd:
+            raise ValueError(f"`augment.{odd[0]}` is for spectra; off for a wave: {rows[odd[0]]}")
+        if self.frontend.kind != "wave" and self.augment.mix_loudness == "a-weighted":
+            raise ValueError("`augment.mix_loudness` a-weighted needs `frontend.kind` wave")
+        if self.waves.clip_s and self.waves.clip_s < self.window.window_s:
+            raise ValueError("`waves.clip_s` is shorter than `window.window_s`")
 
 
 C = TypeVar("C", bound=Config)
