@@ -115,7 +115,7 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
     from soundmark.learn.export import export as run_export
-    from soundmark.learn.train import open_run
+    from soundmark.learn.run_folder import open_run
 
     opened = open_run(run)
     merged = config.load_preset(run / "preset.toml", cli_options.overrides("export", fields))

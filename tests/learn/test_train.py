@@ -25,10 +25,12 @@ from soundmark import audio  # noqa: E402
 from soundmark.config import TrainConfig, load_preset, to_toml  # noqa: E402
 from soundmark.dataset import Dataset, load_esc50  # noqa: E402
 from soundmark.errors import DatasetError, StorageError, TrainingError  # noqa: E402
-from soundmark.learn import checkpoint, networks  # noqa: E402
+from soundmark.learn import batches, checkpoint, networks  # noqa: E402
 from soundmark.learn import train as module  # noqa: E402
 from soundmark.learn.features import extract  # noqa: E402
-from soundmark.learn.train import Run, learning_rate, open_run, train  # noqa: E402
+from soundmark.learn.run_folder import Run, open_run  # noqa: E402
+from soundmark.learn.schedule import learning_rate  # noqa: E402
+from soundmark.learn.train import train  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -121,16 +123,16 @@ import torch
 torch.set_num_threads(1)
 from soundmark.config import load_preset
 from soundmark.dataset import load_esc50
-from soundmark.learn import train as module
+from soundmark.learn import batches, train as module
 data, preset, out, steps = sys.argv[1:]
-left, real = [int(steps)], module.mask
+left, real = [int(steps)], batches.mask
 def mask(*args):
     left[0] -= 1
     if left[0] == 0:
         print("dying", flush=True)
         os.kill(os.getpid(), signal.SIGKILL)
     return real(*args)
-module.mask = mask
+batches.mask = mask
 module.train(load_preset(preset), load_esc50(data), test_fold=5, out=Path(out))
 """
 
@@ -263,8 +265,8 @@ def test_the_same_data_may_have_moved(whole: Path, dataset: Dataset, tmp_path: P
 def test_a_second_process_is_refused_and_told_which_is_first(dataset: Dataset, tmp_path: Path) -> None:
     out = tmp_path / "run"
     script = (
-        "import sys, time; from pathlib import Path; from soundmark.learn.train import _lock\n"
-        "with _lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(300)\n"
+        "import sys, time; from pathlib import Path; from soundmark.learn.run_folder import lock\n"
+        "with lock(Path(sys.argv[1])):\n    print('held', flush=True); time.sleep(300)\n"
     )
     env = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, sys.path))}
     holder = subprocess.Popen(
@@ -334,13 +336,13 @@ def test_a_loss_that_explodes_stops_the_run(dataset: Dataset, tmp_path: Path) ->
 def test_not_a_number_late_in_a_run_keeps_what_was_good(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps, real = [0], module.mask
+    steps, real = [0], batches.mask
 
     def poison(features: torch.Tensor, *rest: Any) -> torch.Tensor:
         steps[0] += 1
         return real(features, *rest) * (math.nan if steps[0] > 12 else 1)
 
-    monkeypatch.setattr(module, "mask", poison)
+    monkeypatch.setattr(batches, "mask", poison)
     with pytest.raises(TrainingError) as caught:
         train(short(max_bad_batches=2), dataset, test_fold=5, out=tmp_path / "run")
     assert caught.value.code == "loss_not_finite"
@@ -354,13 +356,13 @@ def test_not_a_number_late_in_a_run_keeps_what_was_good(
 def test_a_few_bad_batches_are_skipped_counted_and_leave_no_trace(
     dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    steps, real = [0], module.mask
+    steps, real = [0], batches.mask
 
     def poison(features: torch.Tensor, *rest: Any) -> torch.Tensor:
         steps[0] += 1
         return real(features, *rest) * (math.nan if steps[0] in (7, 9) else 1)
 
-    monkeypatch.setattr(module, "mask", poison)
+    monkeypatch.setattr(batches, "mask", poison)
     run = train(short(max_bad_batches=2), dataset, test_fold=5, out=tmp_path / "run")
     assert [row["bad_batches"] for row in history(run.path)] == [0, 2, 2, 2]
     final = checkpoint.load_weights(run.path / "weights.safetensors")

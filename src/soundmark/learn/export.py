@@ -35,7 +35,7 @@ from soundmark.frontend import fingerprint
 from soundmark.learn import checkpoint, networks, waves
 from soundmark.learn.card import model_card
 from soundmark.learn.features import FeatureStore, extract
-from soundmark.learn.train import SPLIT_FILE, Run
+from soundmark.learn.run_folder import SPLIT_FILE, Run
 from soundmark.postprocess import softmax
 from soundmark.runtime import INPUT, OUTPUT, Runtime
 from soundmark.sources import open_dataset
@@ -94,7 +94,8 @@ def export(
             f"{run.path} is not finished", wanted="a finished run; start the same command again"
         )
     store = _training_features(run, data, on_clip)
-    shape = (int(store.linear.shape[1]), int(store.linear.shape[2]))
+    window_samples = round(run.preset.window.window_s * run.preset.frontend.sample_rate)
+    shape = store.frontend.shape(window_samples)
     network = networks.build(run.preset.network, shape, len(run.labels))
     network.load_state_dict(checkpoint.load_weights(run.path / "weights.safetensors"))
     network = fold_batch_norm(network.eval())
