@@ -155,7 +155,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int], path: Path) -> None:
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
             external_data=False,
             verbose=False,
         )

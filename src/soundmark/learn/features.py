@@ -172,7 +172,7 @@ def _build(
         clip_of: list[int] = []
         skipped: dict[int, str] = {}
         with (
-            _Rows(scratch / "linear.npy", front.shape(size)) as rows,
+            _Rows(scratch / "linear.npy", front.linear(np.zeros(size, np.float32)).shape) as rows,
             ThreadPoolExecutor() as pool,  # decoding releases the interpreter lock
         ):
             for first in range(0, len(dataset.clips), AHEAD):
@@ -210,7 +210,7 @@ def _build(
 class _Rows:
     """Writes a ``.npy`` file of float32 rows one by one, so that a data set need not fit in memory."""
 
-    def __init__(self, path: Path, shape: tuple[int, int]) -> None:
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
         """Open ``path``; numpy leaves room in the header for a first axis that grows."""
         self._file, self._shape, self._n = path.open("w+b"), shape, 0
         self._header()

@@ -55,9 +55,9 @@ class ACDNet(nn.Module):
             if isinstance(layer, nn.Conv2d):
                 nn.init.kaiming_normal_(layer.weight, nonlinearity="relu")
 
-    def forward(self, wave: Tensor) -> Tensor:
+    def forward(self, features: Tensor) -> Tensor:
         """Return logits ``(batch, n_labels)``."""
-        x = self.filter_bank(wave[:, None])  # (batch, bands, 1, columns)
+        x = self.filter_bank(features[:, None])  # (batch, bands, 1, columns)
         x = self.body(x.transpose(1, 2))  # (batch, channels, bands / 32, columns / 32)
         x = self.last(self.dropout(x))
         logits: Tensor = self.head(x.mean(dim=(2, 3)))
