@@ -29,7 +29,7 @@ from soundmark.evaluate import evaluate  # noqa: E402
 from soundmark.learn import export as module  # noqa: E402
 from soundmark.learn import networks  # noqa: E402
 from soundmark.learn.export import Agreement, export, fold_batch_norm, quantize  # noqa: E402
-from soundmark.learn.run_folder import Run
+from soundmark.learn.run_folder import Run  # noqa: E402
 from soundmark.learn.train import train  # noqa: E402
 
 pytestmark = pytest.mark.train
