@@ -175,9 +175,7 @@ class NetworkConfig(Config, frozen=True, kw_only=True):
     channels: tuple[Positive, ...] = ()  # widths of its stages, empty for the architecture's own
     dropout: Fraction = 0.2  # before the last layer
     depth: Literal[18, 34, 50] = 18  # layers of a resnet
-    resize: tuple[
-        Positive, ...
-    ] = ()  # rows and frames that a resnet sees, empty for the features as they are
+    resize: tuple[Positive, ...] = ()  # rows and frames that a resnet sees, empty: as they are
     pretrained: str = ""  # what its weights were learnt from; without `--weights` it starts from random ones
 
 
@@ -232,10 +230,8 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1  # share of the target spread evenly
     ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.995  # decay of the averaged weights, 0: none
     clip_norm: NonNegativeFloat = 5.0  # gradients are scaled down to this norm, 0 for no limit
-    patience: NonNegative = (
-        0  # epochs without a better inner loss that end the run; 0: all epochs, last weights
-    )
-    inner: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.15  # share of training clips, by source, for it
+    patience: NonNegative = 0  # stop this many epochs after the best inner loss, 0: never, last weights
+    inner: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.15  # share of clips, by source, for `patience`
     max_bad_batches: NonNegative = 5  # this many non-finite losses are skipped, then the run stops
     balance: Literal["none", "weights", "sampler"] = "none"  # rare labels: weigh or draw more
     seed: NonNegative = 0  # every random number of a run follows from it
