@@ -51,11 +51,10 @@ class Smoke:
         """Return it as text for a terminal."""
         return [
             f"features {self.features}, logits {self.logits}, {self.parameters:,} parameters",
-            f"first loss {self.loss:.3f}; a network that knows nothing has ln({self.labels}) = "
-            f"{math.log(self.labels):.3f}",
-            f"bundle {self.model_bytes:,} bytes, int8 equals fp32 in {self.int8_agreement:.0%} of its windows",
-            f"{self.accuracy:.0%} of {self.test_clips} test clips after {EPOCHS} epochs on {self.train_clips} clips: "
-            "a sign of life, no result",
+            f"first loss {self.loss:.3f} (ln({self.labels}) = {math.log(self.labels):.3f} is knowing nothing)",
+            f"bundle {self.model_bytes:,} bytes; same label from int8 and fp32: {self.int8_agreement:.0%}",
+            f"{self.accuracy:.0%} of {self.test_clips} test clips, learnt from {self.train_clips} clips: "
+            "a sign of life",
             f"{self.preset}: the whole road in {self.seconds:.0f} s",
         ]
 
