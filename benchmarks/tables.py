@@ -50,7 +50,9 @@ def speed() -> list[str]:
     """Return the sentence on speed, a ratio to a peer in the same run."""
     latency, frontend = read("latency.json"), read("frontend.json")
     ours = next(row for row in latency["rows"] if "stages_ms" in row)
-    peer = next(row for row in latency["rows"] if row["what"].startswith("yamnet"))
+    peer = next((row for row in latency["rows"] if row["what"].startswith("yamnet")), None)
+    if peer is None:
+        raise SystemExit("latency.json has no peer in it: SOUNDMARK_YAMNET has to name YAMNet's .tflite file")
     edge = frontend["rows"][0]
     return [
         f"Speed, one thread of {latency['machine']['processor'].split(' Processor')[0]}: a 5-s 44.1 kHz WAV file "

@@ -671,6 +671,16 @@ def test_demo(call: Callable[..., Called], tiny_bundle: Path, tmp_path: Path) ->
 # --- reference ---------------------------------------------------------------------------------------------------
 
 
+def verbs(group: click.Group, before: str = "") -> list[tuple[str, click.Command]]:
+    """Return every command with its full name, those of a group behind the group."""
+    found: list[tuple[str, click.Command]] = []
+    for name, verb in sorted(group.commands.items()):
+        found.append((before + name, verb))
+        if isinstance(verb, click.Group):
+            found += verbs(verb, f"{before}{name} ")
+    return found
+
+
 def reference() -> str:
     """Return docs/reference/cli.md: every verb with its arguments and options."""
     page = [
@@ -680,13 +690,14 @@ def reference() -> str:
         "[outcomes.md](outcomes.md). `--help` works after every verb.",
         "",
     ]
-    for name, verb in sorted(cli.cli.commands.items()):
+    for name, verb in verbs(cli.cli):
         context = click.Context(verb, info_name=f"soundmark {name}")
-        usage = " ".join(
-            param.make_metavar(context) for param in verb.params if isinstance(param, click.Argument)
-        )
-        page += [f"## soundmark {name}", "", f"    soundmark {name} [OPTIONS] {usage}".rstrip(), ""]
-        page += [*(line.strip() for line in (verb.help or "").splitlines()), "", "| option | |", "|---|---|"]
+        usage = "COMMAND" if isinstance(verb, click.Group) else "[OPTIONS] "
+        usage += " ".join(p.make_metavar(context) for p in verb.params if isinstance(p, click.Argument))
+        page += [f"## soundmark {name}", "", f"    soundmark {name} {usage}".rstrip(), ""]
+        page += [line.strip() for line in (verb.help or "").splitlines()]
+        if not isinstance(verb, click.Group):
+            page += ["", "| option | |", "|---|---|"]
         for param in verb.params:
             record = param.get_help_record(context) if isinstance(param, click.Option) else None
             if record:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,46 @@ def test_bytes_are_written_replaced_and_parents_are_made(tmp_path: Path) -> None
         storage.write_bytes(path, data)
         assert path.read_bytes() == data
     assert names(path.parent) == ["x.bin"]
+
+
+@pytest.mark.parametrize("proc", [True, False])
+def test_many_threads_leave_the_umask_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, proc: bool
+) -> None:
+    def hidden(*_: object, **__: object) -> None:
+        raise FileNotFoundError
+
+    if not proc:  # a system that does not show it
+        monkeypatch.setattr(storage, "open", hidden, raising=False)
+    before = os.umask(0o027)
+    try:
+        with ThreadPoolExecutor(8) as threads:
+            paths = [tmp_path / str(i) for i in range(200)]
+            list(threads.map(lambda path: storage.write_bytes(path, NEW, sync=False), paths))
+        after = os.umask(0o027)
+    finally:
+        os.umask(before)
+    assert after == 0o027
+    assert {stat.S_IMODE(path.stat().st_mode) for path in paths} == {0o640}
+
+
+def test_pieces_are_written_whole_or_not_at_all(tmp_path: Path) -> None:
+    path = tmp_path / "x.bin"
+    with storage.writing(path) as file:
+        file.write(OLD)
+        assert not path.exists()
+        file.write(OLD)
+    assert path.read_bytes() == 2 * OLD
+
+    def break_off() -> None:
+        with storage.writing(path) as file:
+            file.write(NEW)
+            raise KeyError("in the middle")
+
+    with pytest.raises(KeyError):
+        break_off()
+    assert path.read_bytes() == 2 * OLD
+    assert names(tmp_path) == ["x.bin"]
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])

@@ -1,15 +1,15 @@
-"""``soundmark data``: what a data set is, and how it is split. Verbs that parse, call and print."""
+"""``soundmark data``: to get, make, know and split a data set. Verbs that parse, call and print."""
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from soundmark import errors
+from soundmark import cli_options, config, errors
 
 if TYPE_CHECKING:
     from soundmark.dataset import Dataset
@@ -26,9 +26,9 @@ _lenient = click.option(
 )
 
 
-@click.group(short_help="Know, check and split a data set.")
+@click.group(short_help="Get, make, know and split a data set.")
 def data() -> None:
-    """Know, check and split a data set.
+    """Get, make, know and split a data set.
 
     DIR is ESC-50, ``esc10:`` and ESC-50, UrbanSound8K, a table (filename,label[,fold][,source][,time]) or a folder per
     label; without it, $SOUNDMARK_ESC50.
@@ -44,7 +44,8 @@ def info(root: str | None, as_json: bool) -> int:
     from soundmark.sources import open_dataset
 
     dataset = open_dataset(root, strict=False)
-    facts = _facts(dataset)
+    with render.clip_progress("headers", len(dataset.clips)) as on_clip:
+        facts = _facts(dataset, on_clip)
     if as_json:
         render.print_json(facts)
         return _status(dataset)
@@ -67,6 +68,40 @@ def info(root: str | None, as_json: bool) -> int:
     if len(dataset.skipped) > MOST_LABELS:
         lines.pair("left out", f"{len(dataset.skipped) - MOST_LABELS} more (--json lists them)")
     return _status(dataset)
+
+
+@data.command(short_help="Fetch ESC-50 or ESC-10, and check it.")
+@click.argument("name", type=click.Choice(["esc50", "esc10"]))
+@click.option("--to", type=cli_options.path, metavar="DIR", required=True, help="New or empty folder.")
+@click.option("--url", metavar="URL", help="Archive at another place; default: its publisher's, 0.6 GB.")
+def download(name: Any, to: Path, url: str | None) -> None:
+    """Fetch ESC-50, or the clips of ESC-10 in it, from its publisher; check every clip against a list of our own.
+
+    Interrupted, the same command goes on where it stopped. DIR appears when all is there and checked.
+    """
+    from soundmark import render
+    from soundmark.data import download as fetching
+
+    dataset = fetching.download(name, to, url=url or fetching.URL, progress=render.clip_progress)
+    render.print_note(f"{dataset.name}: {len(dataset.clips)} clips in {to}, each as in the official table")
+    render.print_note(f"licence: {fetching.LICENCES[name]}")
+
+
+@data.command(short_help="Make a small data set in code.")
+@click.option("--out", type=cli_options.path, metavar="DIR", required=True, help="New or empty folder.")
+@cli_options.config_options(config.SynthConfig)
+def synth(out: Path, **fields: str | None) -> None:
+    """Make a data set in the layout of ESC-50 (folds, sources, takes) whose labels differ in how a sound moves.
+
+    For tests, tutorials and trying out; it says nothing about real recordings.
+    """
+    wanted = config.from_options(fields, config.SynthConfig)
+    from soundmark import render
+    from soundmark.data.synth import synthesise
+
+    with render.clip_progress("clips", wanted.classes * wanted.clips) as on_clip:
+        dataset = synthesise(out, wanted, on_clip=on_clip)
+    render.print_note(f"{len(dataset.clips)} clips of {len(dataset.labels)} labels in {out}")
 
 
 @data.command(short_help="Split a data set without leaks.")
@@ -106,7 +141,8 @@ def split(
     from soundmark.splits import apply_split, make_split
 
     dataset = open_dataset(root, strict=False if lenient else None)
-    hashes = dataset.hashes()
+    with render.clip_progress("hashes", len(dataset.clips)) as on_clip:
+        hashes = dataset.hashes(on_clip)
     made = make_split(
         dataset, strategy, test_size=test_size, folds=folds, seed=seed, allow_leak=allow_leak, hashes=hashes
     )
@@ -129,9 +165,9 @@ def split(
     return _status(dataset)
 
 
-def _facts(dataset: Dataset) -> dict[str, Any]:
+def _facts(dataset: Dataset, on_clip: Callable[[int], None]) -> dict[str, Any]:
     labels = Counter(clip.label for clip in dataset.clips)
-    seconds = _seconds([clip.path for clip in dataset.clips])
+    seconds = sum(_seconds([clip.path for clip in dataset.clips], on_clip))
     return {
         "data": dataset.name,
         "layout": dataset.layout,
@@ -142,15 +178,15 @@ def _facts(dataset: Dataset) -> dict[str, Any]:
         if dataset.has_folds
         else {},
         "sources": len({clip.source for clip in dataset.clips}),
-        "hours": round(sum(seconds) / 3600, 4),
+        "hours": round(seconds / 3600, 4),
         "warnings": list(dataset.warnings),
         "skipped": [problem.to_dict() for problem in dataset.skipped],
         "stamps": list(dataset.stamps),
     }
 
 
-def _seconds(paths: Sequence[Path]) -> list[float]:
-    """Return the durations that headers promise, 0 for a file that has none; `soundmark data inspect` decodes."""
+def _seconds(paths: Sequence[Path], on_clip: Callable[[int], None]) -> Iterator[float]:
+    """Yield the durations that headers promise, 0 for a file that has none; `soundmark data inspect` decodes."""
     from concurrent.futures import ThreadPoolExecutor
 
     import soundfile
@@ -163,11 +199,13 @@ def _seconds(paths: Sequence[Path]) -> list[float]:
         return duration if 0 < duration < 1e6 else 0.0
 
     with ThreadPoolExecutor() as pool:
-        return list(pool.map(one, paths))
+        for seconds in pool.map(one, paths):
+            on_clip(1)
+            yield seconds
 
 
 def _counts(sizes: dict[Any, int]) -> str:
-    shown = ", ".join(f"{str(name)[:40]} {n}" for name, n in list(sizes.items())[:MOST_LABELS])
+    shown = ", ".join(f"{str(name)[:40]} ({n})" for name, n in list(sizes.items())[:MOST_LABELS])
     return shown + (f", and {len(sizes) - MOST_LABELS} more" if len(sizes) > MOST_LABELS else "")
 
 

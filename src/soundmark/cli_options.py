@@ -16,12 +16,14 @@ def path(text: str) -> Path:
     return Path(text).expanduser()
 
 
-def config_options(kind: type[config.Config]) -> Callable[[Any], Any]:
-    """Return a decorator that adds one option per field of ``kind``, under the name of the field."""
+def config_options(kind: type[config.Config], *, but: frozenset[str] = frozenset()) -> Callable[[Any], Any]:
+    """Return a decorator that adds one option per field of ``kind``, under the name of the field, ``but`` some."""
     comments = config.describe(kind)
 
     def decorate(verb: Any) -> Any:
         for name, hint in reversed(config.fields(kind).items()):
+            if name in but:
+                continue
             flag = f"--{name.replace('_', '-')}"
             verb = click.option(flag, name, help=comments.get(name), **_value(hint))(verb)
         return verb
@@ -77,5 +79,6 @@ def folds(text: str | None) -> tuple[int, ...] | None:
 
 
 def overrides(section: str, fields: dict[str, str | None]) -> list[str]:
-    """Return ``section.key=value`` for every option of `config_options` that was given."""
-    return [f"{section}.{key}={value}" for key, value in fields.items() if value is not None]
+    """Return ``section.key=value`` for every option of `config_options` that was given; no section for ""."""
+    start = f"{section}." if section else ""
+    return [f"{start}{key}={value}" for key, value in fields.items() if value is not None]

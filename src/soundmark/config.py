@@ -9,49 +9,32 @@ every output all come from here.
 from __future__ import annotations
 
 import difflib
-import inspect
-import math
-import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Literal
 
 import msgspec
-import tomli_w
 
+from soundmark.checked import Config as Config
+from soundmark.checked import Fraction as Fraction
+from soundmark.checked import NonNegative as NonNegative
+from soundmark.checked import NonNegativeFloat as NonNegativeFloat
+from soundmark.checked import Positive as Positive
+from soundmark.checked import PositiveFloat as PositiveFloat
+from soundmark.checked import apply_override, numbers
+from soundmark.checked import describe as describe
+from soundmark.checked import fields as fields
+from soundmark.checked import from_dict as from_dict
+from soundmark.checked import from_options as from_options
+from soundmark.checked import overridden as overridden
+from soundmark.checked import to_dict as to_dict
+from soundmark.checked import to_toml as to_toml
 from soundmark.errors import ConfigError
 
 MAX_PRESET_BYTES = 1 << 20
 """A preset larger than this is refused before it is parsed."""
-
-Positive = Annotated[int, msgspec.Meta(gt=0, le=2**63 - 1)]
-NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
-NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
-Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
-
-
-def _numbers(values: Any) -> tuple[Any, ...]:
-    if isinstance(values, dict):
-        return tuple(values.values())
-    return values if isinstance(values, tuple) else (values,)
-
-
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all config types: frozen, keyword-only, unknown keys refused, every number finite."""
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            values = getattr(self, name)
-            for value in _numbers(values):
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise ValueError(f"`{name}` is {value}, a finite number is wanted")
-        self.check()
-
-    def check(self) -> None:
-        """Raise `ValueError` naming every key of an impossible combination."""
 
 
 class AudioLimits(Config, frozen=True, kw_only=True):
@@ -140,10 +123,10 @@ class FrontendConfig(Config, frozen=True, kw_only=True):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if isinstance(values, tuple) and len(values) != self.n_rows:
                 raise ValueError(f"`{name}` has {len(values)} numbers, the features have {self.n_rows} rows")
-        if min(_numbers(self.std)) <= 0:
+        if min(numbers(self.std)) <= 0:
             raise ValueError("`std` must be above 0")
         for name in ("offset", "gain", "mean", "std"):
-            if any(x and not 1e-30 <= abs(x) <= 1e30 for x in _numbers(getattr(self, name))):
+            if any(x and not 1e-30 <= abs(x) <= 1e30 for x in numbers(getattr(self, name))):
                 raise ValueError(f"`{name}` is outside 1e-30 ... 1e30, which float32 features can hold")
 
 
@@ -251,6 +234,33 @@ class ExportConfig(Config, frozen=True, kw_only=True):
     max_int8_disagreement: Fraction = 0.1  # share of golden windows whose top-1 may change, else export fails
 
 
+class PrepareConfig(Config, frozen=True, kw_only=True):
+    """What `soundmark data prepare` makes of every recording: one channel, 16 bits."""
+
+    sample_rate: Annotated[int, msgspec.Meta(ge=1_000, le=192_000)] = 44_100  # Hz of what is written
+    trim: bool = True  # cut quiet off both ends
+    trim_db: Annotated[
+        float, msgspec.Meta(ge=-120, lt=0)
+    ] = -60.0  # quiet is below this, in dB under the peak
+    normalise: Literal["none", "peak", "loudness"] = (
+        "peak"  # to full scale, to `loudness_lufs`, or not at all
+    )
+    loudness_lufs: Annotated[
+        float, msgspec.Meta(ge=-70, le=0)
+    ] = -23.0  # ITU-R BS.1770; peaks stay in full scale
+    format: Literal["wav", "flac"] = "wav"  # of the files
+
+
+class SynthConfig(Config, frozen=True, kw_only=True):
+    """What a synthetic data set consists of; the same values give the same samples."""
+
+    classes: Annotated[int, msgspec.Meta(ge=2, le=16)] = 10  # labels
+    clips: Annotated[int, msgspec.Meta(ge=5, le=10_000)] = 40  # clips per label, spread over five folds
+    seconds: Annotated[float, msgspec.Meta(ge=1, le=60)] = 5.0  # length of every clip
+    sample_rate: Annotated[int, msgspec.Meta(ge=16_000, le=96_000)] = 44_100  # Hz
+    seed: NonNegative = 0  # another seed, another set
+
+
 class Provenance(Config, frozen=True, kw_only=True):
     """Where a preset comes from; copied into the model card."""
 
@@ -288,9 +298,6 @@ class Preset(Config, frozen=True, kw_only=True):
             raise ValueError("`waves.clip_s` is shorter than `window.window_s`")
 
 
-C = TypeVar("C", bound=Config)
-
-
 def preset_names() -> list[str]:
     """Return the names of the presets that ship with the package, sorted."""
     files = resources.files("soundmark").joinpath("presets").iterdir()
@@ -317,40 +324,8 @@ def load_preset(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Pres
     if not tree:
         raise ConfigError(f"{where} is empty", wanted="at least one key", cause="an interrupted write")
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return from_dict(tree, Preset, where=where)
-
-
-def from_dict(tree: Mapping[str, Any], kind: type[C], *, where: str = "config") -> C:
-    """Return ``tree`` as a checked config of type ``kind``; `ConfigError` names the key and the nearest known one."""
-    _refuse_unknown(tree, kind, where, "")
-    try:
-        return msgspec.convert(tree, kind)
-    except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        text = str(error).replace(" - at `$.", " at `").replace(" - at `$`", "")
-        raise ConfigError(f"{where}: {text}", wanted=f"a valid {kind.__name__}") from None
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return the config as plain data, without keys that are ``None`` (TOML has no null)."""
-    return _drop_none(msgspec.to_builtins(config))  # type: ignore[no-any-return]
-
-
-def to_toml(config: Config) -> str:
-    """Return the whole config as TOML: what ``--print-config`` shows and every output has beside it."""
-    return tomli_w.dumps(to_dict(config))
-
-
-def fields(kind: type[Config]) -> dict[str, Any]:
-    """Return field name -> type hint of a config type, for command line options and documentation."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {name: hints[name] for name in kind.__struct_fields__}
-
-
-def describe(kind: type[Config]) -> dict[str, str]:
-    """Return field name -> its comment in this file, for command line help and documentation."""
-    pattern = re.compile(r"^    (\w+): .*?  # (.+)$", re.MULTILINE)
-    return dict(pattern.findall(inspect.getsource(kind)))
 
 
 def _read_text(path: Path) -> str:
@@ -367,41 +342,3 @@ def _read_text(path: Path) -> str:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", wanted="a UTF-8 TOML preset") from None
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, sign, value = override.partition("=")
-    path = key.strip().split(".")
-    if not sign or not all(path):
-        raise ConfigError(f"override {override!r}", wanted="section.key=value, for example train.epochs=20")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"] if "\n" not in value else value
-    except (ValueError, RecursionError):
-        parsed = value.strip()
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"override {override!r}: {part!r} is not a section", wanted="section.key=value")
-    tree[path[-1]] = parsed
-
-
-def _refuse_unknown(tree: Mapping[str, Any], kind: type[Config], where: str, prefix: str) -> None:
-    known = fields(kind)
-    for key, value in tree.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(
-                f"{where}: unknown key `{prefix}{key}`",
-                wanted=f"one of: {', '.join(known)}",
-                cause=f"did you mean `{prefix}{near[0]}`?" if near else "",
-                code="unknown_key",
-            )
-        hint = known[key]
-        if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
-            _refuse_unknown(value, hint, where, f"{prefix}{key}.")
-
-
-def _drop_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _drop_none(v) for k, v in value.items() if v is not None}
-    return value

@@ -18,6 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from soundmark.errors import DatasetError
+from soundmark.feature_files import Features as Features
+from soundmark.feature_files import load_features as load_features
 from soundmark.tables import Skipped, listed, read_table, refuse
 
 ESC50_VARIABLE = "SOUNDMARK_ESC50"
@@ -171,6 +173,7 @@ def load_esc50(root: str | Path | None = None, *, strict: bool = True) -> Datase
     table = root / "meta" / "esc50.csv"
     rows, problems = read_table(table, ESC50_COLUMNS, wanted=ESC50_WANTED)
     problems += filter(None, (_esc50_problem(line, row) for line, row in rows))
+    named = {Path(row["filename"]).stem for _, row in rows}
     rows = [(line, row) for line, row in rows if not _esc50_problem(line, row)]
     if problems and strict:
         refuse(table, problems)
@@ -192,7 +195,9 @@ def load_esc50(root: str | Path | None = None, *, strict: bool = True) -> Datase
         ):
             text = f"{row['filename']} contradicts fold, src_file, take or target of its row"
         elif names.setdefault(int(row["target"]), row["category"]) != row["category"]:
-            text = f"target {row['target']} is {row['category']!r} here, {names[int(row['target'])]!r} above"
+            text = (
+                f"{stem}: target {row['target']} is {row['category']!r}, {names[int(row['target'])]!r} above"
+            )
         elif stem not in audio:
             where, code = f"{where} ({stem})", "not_found"
             text = f"no audio file {stem}.* in {root / 'audio'}"
@@ -213,9 +218,7 @@ def load_esc50(root: str | Path | None = None, *, strict: bool = True) -> Datase
     if len(set(names.values())) != len(names):
         raise DatasetError(f"{table}: two targets share one category name", wanted="one name per target")
     labels = tuple(names[target] for target in sorted(names))
-    spare = listed(
-        "audio file without a row", sorted(set(audio) - {Path(r["filename"]).stem for _, r in rows})
-    )
+    spare = listed("audio file without a row", sorted(set(audio) - named))
     dataset = Dataset("ESC-50", root, labels, tuple(clips.values()), warnings=spare, skipped=tuple(problems))
     return checked_folds(dataset, table, strict=strict)
 
@@ -271,11 +274,11 @@ def by_stem(folder: Path, *, wanted: str = ESC50_WANTED) -> dict[str, Path]:
 
 
 def _esc50_problem(line: int, row: dict[str, str]) -> Skipped | None:
-    where = f"line {line}"
+    where, name = f"line {line}", row["filename"][:80]
     if not re.fullmatch("[1-5]", row["fold"]):
-        return Skipped(where, "bad_row", f"{where}: fold {row['fold'][:20]!r} is not 1 to 5")
+        return Skipped(where, "bad_row", f"{where}: fold {row['fold'][:20]!r} is not 1 to 5 ({name})")
     if not re.fullmatch("[1-4]?[0-9]", row["target"]):
-        return Skipped(where, "bad_row", f"{where}: target {row['target'][:20]!r} is not 0 to 49")
+        return Skipped(where, "bad_row", f"{where}: target {row['target'][:20]!r} is not 0 to 49 ({name})")
     return None
 
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from soundmark.demo import DemoClip
     from soundmark.evaluate import Report
 
-OnClip = Callable[[int], None]
+OnClip = Callable[..., None]  # (how many more, the new total where it was not known before)
 WORST_CLASSES = 5
 GAP, INDENT = "  ", "    "
 MIN_WIDTH, MIN_NAME, MIN_REST = 40, 20, 20
@@ -92,14 +92,20 @@ class Lines:
         self._print(line)
 
     def say(self, text: str, *, style: str = "", indent: str = "") -> None:
-        """Print text, wrapped at the width between words."""
-        shown = self.writable(text)
-        for line in textwrap.wrap(shown, self.width, initial_indent=indent, subsequent_indent=indent) or [""]:
+        """Print text, wrapped at the width between words; a path stays whole, to be copied."""
+        wrapper = textwrap.TextWrapper(
+            self.width,
+            initial_indent=indent,
+            subsequent_indent=indent,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
+        for line in wrapper.wrap(self.writable(text)) or [""]:
             self._print(Text(line, style=style))
 
     def pair(self, name: str, value: str, *, indent: int = 14) -> None:
         """Print a name and its value, wrapped behind the name."""
-        lines = textwrap.wrap(self.writable(value), self.width - indent) or [""]
+        lines = textwrap.wrap(self.writable(value), self.width - indent, break_on_hyphens=False) or [""]
         self._print(Text.assemble((name.ljust(indent), "bold"), lines[0]))
         for line in lines[1:]:
             self._print(Text(" " * indent + line))
@@ -137,7 +143,7 @@ def show_rows(
 
 
 @contextmanager
-def clip_progress(what: str, total: int, *, beside_rows: bool = False) -> Iterator[OnClip]:
+def clip_progress(what: str, total: int | None, *, beside_rows: bool = False) -> Iterator[OnClip]:
     """Yield a function that counts clips on a bar and lets a delayed Ctrl-C through (`batch.stoppable`).
 
     The bar is on standard error, and only where that is a terminal. With ``beside_rows``, rows are printed meanwhile:
@@ -146,8 +152,8 @@ def clip_progress(what: str, total: int, *, beside_rows: bool = False) -> Iterat
     with batch.stoppable() as check, _progress(beside_rows=beside_rows) as bar:
         task = bar.add_task(what, total=total)
 
-        def on_clip(n: int) -> None:
-            bar.advance(task, n)
+        def on_clip(n: float, total: float | None = None) -> None:
+            bar.update(task, advance=n, total=total)
             check()
 
         yield on_clip
@@ -165,13 +171,11 @@ def training_progress(n_clips: int, epochs: int) -> Iterator[tuple[OnClip, Calla
             check()
 
         def on_epoch(report: Any) -> None:
-            inner = "" if report.inner_loss is None else f"  inner loss {report.inner_loss:.4f}"
-            line = (
-                f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}{inner}  {report.seconds:.1f} s"
-            )
+            inner = "" if report.inner_loss is None else f"  inner {report.inner_loss:.4f}"
+            line = f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}{inner}"
             bar.update(training, completed=report.epoch, description=f"loss {report.loss:.3f}")
             if not bar.console.is_terminal:
-                bar.console.print(line, highlight=False)
+                bar.console.print(f"{line}  {report.seconds:.1f} s", highlight=False)
 
         yield on_clip, on_epoch
 

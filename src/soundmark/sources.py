@@ -42,6 +42,8 @@ INDEX, ABOUT = "soundmark.csv", "soundmark.json"
 """The table and the description that `write_index` puts into a data set made by our own tools."""
 
 SYNTH_MARKER = "synth.json"
+"""Holds the config of a synthetic set, so that nobody takes it for ESC-50."""
+
 _ESC50_LABELS = (
     "dog rooster pig cow frog cat hen insects sheep crow rain sea_waves crackling_fire crickets chirping_birds "
     "water_drops wind pouring_water toilet_flush thunderstorm crying_baby sneezing clapping breathing coughing "
@@ -189,8 +191,10 @@ def write_index(dataset: Dataset, root: Path) -> None:
         name = clip.path.absolute().relative_to(root.absolute()).as_posix()
         writer.writerow((name, clip.label, clip.fold or "", clip.source, clip.time))
     about = {key: getattr(dataset, key) for key in ("name", "layout", "labels", "stamps")}
-    storage.write_bytes(root / ABOUT, (json.dumps(about, indent=1) + "\n").encode())
-    storage.write_bytes(root / INDEX, text.getvalue().encode())
+    described = (json.dumps(about, indent=1) + "\n").encode()
+    for path, data in ((root / ABOUT, described), (root / INDEX, text.getvalue().encode())):
+        if not path.is_file() or path.read_bytes() != data:
+            storage.write_bytes(path, data)
 
 
 def _esc(dataset: Dataset) -> Dataset:

@@ -213,7 +213,7 @@ def apply_split(
             f"the split was made for other data: {'; '.join(changed) or 'files, labels, folds or sources changed'}",
             wanted=f"{split.data} with digest {split.data_digest[:12]}",
             cause="make a new split",
-            code="other_data",
+            code="bad_split",
         )
     folded = _in_folds(dataset, split)
     stamp = leak(folded, hashes, official=split.strategy == "official")

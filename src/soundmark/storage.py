@@ -9,37 +9,66 @@ import ctypes
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from soundmark.errors import StorageError
 
+_MASK = threading.Lock()
 
-def write_bytes(path: Path, data: bytes) -> None:
+
+def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:
     """Write ``data`` to ``path``; on failure the old file is untouched.
+
+    Args:
+        path: its folder is made where there is none.
+        data: what goes in.
+        sync: wait until the disk has it. False survives a killed process but not a power cut, which may leave the file
+            empty: for files whose checksum is looked at before they are used again.
 
     Raises:
         StorageError: disk full, read-only, no permission.
     """
-    with _as_storage_error(path, len(data)):
+    with writing(path, size=len(data), sync=sync) as file:
+        file.write(data)
+
+
+@contextmanager
+def writing(path: Path, *, size: int = 0, sync: bool = True) -> Iterator[IO[bytes]]:
+    """Yield a file that takes the name ``path`` once it is whole: `write_bytes` in pieces, of ``size`` bytes in all.
+
+    Raises:
+        StorageError: disk full, read-only, no permission.
+    """
+    with _as_storage_error(path, size):
         path.parent.mkdir(parents=True, exist_ok=True)
         handle, scratch = tempfile.mkstemp(prefix=f".{path.name}.", dir=path.parent)
         try:
             with os.fdopen(handle, "wb") as file:
-                file.write(data)
+                yield file
                 file.flush()
-                os.fsync(file.fileno())
+                if sync:
+                    os.fsync(file.fileno())
             os.chmod(scratch, 0o666 & ~_umask())
             os.replace(scratch, path)
         except BaseException:
             Path(scratch).unlink(missing_ok=True)
             raise
-        _sync_folder(path.parent)
+        if sync:
+            _sync_folder(path.parent)
 
 
-def write_folder(folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
+def write_folder(
+    folder: Path, fill: Callable[[Path], None], *, overwrite: bool = False, within: Path | None = None
+) -> None:
     """Let ``fill`` write into a scratch folder, then put that folder in the place of ``folder``.
+
+    The scratch folder lies beside ``folder``, or in ``within``, which is on the same disk: what a killed process leaves
+    is then where the caller can find it. Files are flushed to the disk, those in folders below the scratch folder are
+    not: data sets, which are checked or can be made again.
 
     Raises:
         StorageError: ``folder`` exists and ``overwrite`` is False; disk full, read-only, no permission.
@@ -50,11 +79,11 @@ def write_folder(folder: Path, fill: Callable[[Path], None], *, overwrite: bool 
         raise StorageError(f"{folder} is a file", wanted="a folder to replace, or a new one")
     with _as_storage_error(folder, 0):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+        scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=within or folder.parent))
         try:
             fill(scratch)
-            for file in scratch.iterdir():
-                _sync_file(file)
+            for path in scratch.iterdir():  # not what lies deeper: thousands of flushes take minutes
+                (_sync_folder if path.is_dir() else _sync_file)(path)
             _sync_folder(scratch)
             os.chmod(scratch, 0o777 & ~_umask())
             _replace(scratch, folder)
@@ -95,9 +124,15 @@ def _as_storage_error(path: Path, size: int) -> Iterator[None]:
 
 
 def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
+    """Return the umask; where the system does not show it, by setting it twice, one thread at a time."""
+    try:
+        with open("/proc/self/status", encoding="ascii", errors="replace") as status:
+            return next(int(line.split()[1], 8) for line in status if line.startswith("Umask:"))
+    except (OSError, StopIteration, ValueError):
+        with _MASK:
+            mask = os.umask(0)
+            os.umask(mask)
+            return mask
 
 
 def _sync_file(path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,6 +35,8 @@ def read_table(
     Raises:
         DatasetError: it cannot be read, is not UTF-8, lacks columns (all named at once), or is not a table.
     """
+    if os.path.exists(table) and not os.path.isfile(table):  # a pipe would block for ever
+        raise DatasetError(f"{table} is not a regular file", wanted=wanted, code="no_table")
     try:
         data = table.read_bytes()
         text = data.decode("utf-8-sig")
@@ -57,7 +60,10 @@ def read_table(
         for row in reader:
             where = f"line {reader.line_num}"
             if None in row or any(row[name] is None for name in columns):
-                due = f"{len(row)} cells where {len(reader.fieldnames or [])} are due"
+                cells = sum(value is not None for name, value in row.items() if name) + len(
+                    row.get(None) or ()
+                )
+                due = f"{cells} cells where {len(reader.fieldnames or [])} are due"
                 problems.append(Skipped(where, "bad_row", f"{where}: {due}"))
             else:
                 rows.append((reader.line_num, row))

@@ -19,10 +19,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 350
 LONGER = {
     "audio.py": 480,
-    "config.py": 420,
     "containers.py": 520,
     "demo.py": 400,
-    "learn/train.py": 420,
     "render.py": 420,
 }
 """Files that are over the limit today, and how long they may be: shorten, never raise."""
@@ -138,3 +136,11 @@ def test_the_wheel_holds_what_the_package_needs(tmp_path: Path) -> None:
     assert any(name.endswith("licenses/LICENSE") for name in inside)
     assert not [name for name in inside if not name.startswith("soundmark")]
     assert wheel.stat().st_size < 10 << 20
+
+
+def test_the_figures_of_the_readme_are_those_of_the_reports() -> None:
+    script = ROOT / "benchmarks" / "tables.py"
+    done = subprocess.run(
+        [sys.executable, str(script), "--check"], capture_output=True, text=True, timeout=60
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,1 @@
+"""Data sets: fetched, made in code, measured, prepared and turned into features."""
