@@ -257,7 +257,7 @@ class SynthConfig(Config, frozen=True, kw_only=True):
     classes: Annotated[int, msgspec.Meta(ge=2, le=16)] = 10  # labels
     clips: Annotated[int, msgspec.Meta(ge=5, le=10_000)] = 40  # clips per label, spread over five folds
     seconds: Annotated[float, msgspec.Meta(ge=1, le=60)] = 5.0  # length of every clip
-    sample_rate: Annotated[int, msgspec.Meta(ge=16_000, le=96_000)] = 44_100  # Hz
+    sample_rate: Annotated[int, msgspec.Meta(ge=16_000, le=96_000)] = 44_100  # Hz of every clip
     seed: NonNegative = 0  # another seed, another set
 
 
