@@ -23,7 +23,7 @@ from soundmark.config import (
 )
 
 if TYPE_CHECKING:
-    from soundmark.learn.train import Run
+    from soundmark.learn.run_folder import Run
 
 RATE = 16_000
 COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")

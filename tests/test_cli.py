@@ -559,6 +559,46 @@ def test_evaluate(call: Callable[..., Called], data: Path, tiny_bundle: Path, tm
     assert call(*base, "--folds", "3").status == 2
 
 
+def test_known_labels_scores_the_clips_of_the_model_alone(
+    call: Callable[..., Called], data: Path, tiny_bundle: Path
+) -> None:
+    table = data / "meta" / "esc50.csv"
+    table.write_text(table.read_text().replace("siren", "whale"))
+    base = ("evaluate", "--model", tiny_bundle, "--data", data, "--json")
+    refused = call(*base)
+    assert (refused.status, refused.out) == (2, "")
+    assert "unknown_label" in refused.err
+    assert "--known-labels" in refused.err
+    report = json.loads(call(*base, "--known-labels").out)
+    assert report["n_clips"] == 12
+    assert "(3 classes)" in report["data"]
+    assert "whale" not in {clip["label"] for clip in report["clips"]}
+
+
+def test_smoke_prints_shapes_and_leaves_nothing_behind(
+    call: Callable[..., Called], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from soundmark.learn import smoke as module
+
+    seen = module.Smoke("tiny", 5, 15, (8, 32, 51), (8, 5), 1234, 1.6, 5678, 1.0, 0.2, 5, 3.0)
+    given: dict[str, Any] = {}
+    monkeypatch.setattr(module, "smoke", lambda preset, data, **options: given.update(options) or seen)
+    root = write_esc50(tmp_path / "esc50", sources=1)
+    done = call("train", "edge", "--smoke", "--data", root)
+    assert done.status == 0
+    assert done.out.splitlines() == seen.lines()
+    assert max(map(len, seen.lines())) <= 80
+    assert given["test_fold"] == 5
+    assert not given["out"].exists()
+    assert (
+        call("train", "edge", "--smoke", "--data", root, "--test-fold", "2", "--out", tmp_path / "x").status
+        == 0
+    )
+    assert (given["test_fold"], given["out"]) == (2, tmp_path / "x")
+    assert call("train", "edge", "--data", root).status == 2
+
+
 def test_evaluate_against(call: Callable[..., Called], data: Path, tiny_bundle: Path) -> None:
     base = ("evaluate", "--model", tiny_bundle, "--data", data, "--against", tiny_bundle)
     done = call(*base)

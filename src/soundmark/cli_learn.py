@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     metavar="DIR",
     help="Write the bundle when training is done.",
 )
+@click.option("--weights", type=cli_options.path, metavar="FILE", help="Pretrained weights to start from.")
+@click.option("--smoke", is_flag=True, help="A few clips, two epochs, export, evaluation: is the road whole?")
 @click.option("--print-config", is_flag=True, help="Print the merged preset as TOML and stop.")
 @cli_options.config_options(config.TrainConfig)
 def train(
@@ -50,6 +52,8 @@ def train(
     resume: bool,
     overrides: tuple[str, ...],
     bundle_dir: Path | None,
+    weights: Path | None,
+    smoke: bool,
     print_config: bool,
     **fields: str | None,
 ) -> None:
@@ -63,7 +67,7 @@ def train(
         click.echo(config.to_toml(merged), nl=False)
         return
     context = click.get_current_context()
-    if out is None:
+    if out is None and not smoke:
         raise click.UsageError("--test-fold and --out are wanted", context)
     if bundle_dir is not None and bundle_dir.exists():
         raise errors.StorageError(f"{bundle_dir} exists", wanted="a new folder for --export")
@@ -74,14 +78,19 @@ def train(
     from soundmark.learn.train import train as run_training
     from soundmark.splits import folded
 
-    dataset, split = folded(_dataset(data, lenient), split_file, allow_leak=lenient)
-    if test_fold is None and split is None:
+    dataset, split = _dataset(data, lenient), None
+    if not smoke or not dataset.has_folds:  # a smoke run judges nothing, so it need not look for leaks
+        dataset, split = folded(dataset, split_file, allow_leak=lenient)
+    if test_fold is None and split is None and not smoke:
         raise click.UsageError(f"--test-fold is wanted: one of {', '.join(map(str, dataset.folds))}", context)
-    if split is not None:
+    if split is not None or smoke:
         test_fold = test_fold or dataset.folds[-1]
         dataset.in_folds([test_fold])  # or it says which there are
     for text in (*dataset.stamps, *dataset.warnings, *(split.warnings if split else ())):
         render.print_note(text, aside=True)
+    if smoke or out is None:
+        _smoke(merged, dataset, test_fold or 0, out, weights)
+        return
 
     with render.training_progress(len(dataset.clips), merged.train.epochs) as (on_clip, on_epoch):
         run = run_training(
@@ -91,6 +100,7 @@ def train(
             out=out,
             train_folds=chosen,
             split=split,
+            weights=weights,
             resume=resume,
             on_clip=on_clip,
             on_epoch=on_epoch,
@@ -104,6 +114,33 @@ def train(
     render.print_export(written, agreement.to_dict())
 
 
+def _smoke(
+    preset: config.Preset, dataset: Dataset, test_fold: int, out: Path | None, weights: Path | None
+) -> None:
+    import tempfile
+
+    from soundmark import render
+    from soundmark.learn.smoke import EPOCHS, LABELS, TRAIN_CLIPS
+    from soundmark.learn.smoke import smoke as run_smoke
+
+    with (
+        tempfile.TemporaryDirectory(prefix="soundmark-smoke-") as scratch,
+        render.training_progress(LABELS * TRAIN_CLIPS, EPOCHS) as (on_clip, on_epoch),
+    ):
+        seen = run_smoke(
+            preset,
+            dataset,
+            test_fold=test_fold,
+            out=out or Path(scratch),
+            weights=weights,
+            on_clip=on_clip,
+            on_epoch=on_epoch,
+            on_note=lambda text: render.print_note(text, aside=True),
+        )
+    for line in seen.lines():
+        render.print_note(line)
+
+
 @click.command(short_help="Turn a finished run into a bundle.")
 @click.argument("run", type=cli_options.path)
 @click.option("--out", type=cli_options.path, metavar="DIR", required=True, help="Bundle directory to write.")
@@ -115,7 +152,7 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
     from soundmark.learn.export import export as run_export
-    from soundmark.learn.train import open_run
+    from soundmark.learn.run_folder import open_run
 
     opened = open_run(run)
     merged = config.load_preset(run / "preset.toml", cli_options.overrides("export", fields))
@@ -134,6 +171,7 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
 @click.option("--folds", metavar="K,K", help="Folds to score; default: all.")
 @click.option("--out", type=cli_options.path, metavar="FILE", help="Report file (JSON).")
 @click.option("--against", metavar="M", help="Second bundle: print how often both name the same label.")
+@click.option("--known-labels", is_flag=True, help="Score the clips of the model's labels alone.")
 @cli_options.threads
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 def evaluate(
@@ -144,6 +182,7 @@ def evaluate(
     folds: str | None,
     out: Path | None,
     against: str | None,
+    known_labels: bool,
     threads: int,
     as_json: bool,
 ) -> int:
@@ -161,6 +200,9 @@ def evaluate(
         from soundmark.splits import folded
 
         dataset, _ = folded(dataset, split_file, allow_leak=True)
+    if known_labels:
+        known = [label for label in dataset.labels if label in classifiers[0].labels]
+        dataset = dataset.with_labels(known) if known != list(dataset.labels) else dataset
     reports = []
     for classifier in classifiers:
         n_clips = len((dataset.in_folds(chosen) if chosen else dataset).clips)

@@ -9,49 +9,32 @@ every output all come from here.
 from __future__ import annotations
 
 import difflib
-import inspect
-import math
-import re
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from importlib import resources
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_type_hints
+from typing import Annotated, Literal
 
 import msgspec
-import tomli_w
 
+from soundmark.checked import Config as Config
+from soundmark.checked import Fraction as Fraction
+from soundmark.checked import NonNegative as NonNegative
+from soundmark.checked import NonNegativeFloat as NonNegativeFloat
+from soundmark.checked import Positive as Positive
+from soundmark.checked import PositiveFloat as PositiveFloat
+from soundmark.checked import apply_override, numbers
+from soundmark.checked import describe as describe
+from soundmark.checked import fields as fields
+from soundmark.checked import from_dict as from_dict
+from soundmark.checked import from_options as from_options
+from soundmark.checked import overridden as overridden
+from soundmark.checked import to_dict as to_dict
+from soundmark.checked import to_toml as to_toml
 from soundmark.errors import ConfigError
 
 MAX_PRESET_BYTES = 1 << 20
 """A preset larger than this is refused before it is parsed."""
-
-Positive = Annotated[int, msgspec.Meta(gt=0, le=2**63 - 1)]
-NonNegative = Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]
-PositiveFloat = Annotated[float, msgspec.Meta(gt=0)]
-NonNegativeFloat = Annotated[float, msgspec.Meta(ge=0)]
-Fraction = Annotated[float, msgspec.Meta(ge=0, le=1)]
-
-
-def _numbers(values: Any) -> tuple[Any, ...]:
-    if isinstance(values, dict):
-        return tuple(values.values())
-    return values if isinstance(values, tuple) else (values,)
-
-
-class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    """Base of all config types: frozen, keyword-only, unknown keys refused, every number finite."""
-
-    def __post_init__(self) -> None:
-        for name in self.__struct_fields__:
-            values = getattr(self, name)
-            for value in _numbers(values):
-                if isinstance(value, float) and not math.isfinite(value):
-                    raise ValueError(f"`{name}` is {value}, a finite number is wanted")
-        self.check()
-
-    def check(self) -> None:
-        """Raise `ValueError` naming every key of an impossible combination."""
 
 
 class AudioLimits(Config, frozen=True, kw_only=True):
@@ -140,10 +123,10 @@ class FrontendConfig(Config, frozen=True, kw_only=True):
         for name, values in (("mean", self.mean), ("std", self.std)):
             if isinstance(values, tuple) and len(values) != self.n_rows:
                 raise ValueError(f"`{name}` has {len(values)} numbers, the features have {self.n_rows} rows")
-        if min(_numbers(self.std)) <= 0:
+        if min(numbers(self.std)) <= 0:
             raise ValueError("`std` must be above 0")
         for name in ("offset", "gain", "mean", "std"):
-            if any(x and not 1e-30 <= abs(x) <= 1e30 for x in _numbers(getattr(self, name))):
+            if any(x and not 1e-30 <= abs(x) <= 1e30 for x in numbers(getattr(self, name))):
                 raise ValueError(f"`{name}` is outside 1e-30 ... 1e30, which float32 features can hold")
 
 
@@ -174,6 +157,28 @@ class NetworkConfig(Config, frozen=True, kw_only=True):
     kind: str = "edge"  # architecture
     channels: tuple[Positive, ...] = ()  # widths of its stages, empty for the architecture's own
     dropout: Fraction = 0.2  # before the last layer
+    depth: Literal[18, 34, 50] = 18  # layers of a resnet
+    resize: tuple[Positive, ...] = ()  # rows and frames that a resnet sees, empty: as they are
+    pretrained: str = ""  # what its weights were learnt from; without `--weights` it starts from random ones
+
+
+class WaveConfig(Config, frozen=True, kw_only=True):
+    """What training does to samples before the front end; where any of it is on, features are made in every step."""
+
+    clip_s: NonNegativeFloat = 0.0  # windows are cut at random from this many seconds, 0: as when classifying
+    roll: Fraction = 0.0  # circular shift by up to this share of the window
+    speed: Annotated[float, msgspec.Meta(ge=1, le=4)] = 1.0  # tape speed 1/speed ... speed (pitch and tempo)
+    stretch: Annotated[float, msgspec.Meta(ge=1, le=4)] = 1.0  # tempo alone, 1/stretch ... stretch
+    pitch: Annotated[float, msgspec.Meta(ge=0, le=12)] = 0.0  # pitch alone, plus-minus semitones
+    noise: Fraction = 0.0  # share of windows that get white noise
+    snr_db: tuple[float, float] = (10.0, 40.0)  # lowest and highest signal-to-noise ratio of it
+    gain_db: NonNegativeFloat = 0.0  # uniform gain within plus-minus this many dB
+    polarity: Fraction = 0.0  # share of windows turned upside down
+
+    def check(self) -> None:
+        """Refuse a range that is upside down."""
+        if self.snr_db[0] > self.snr_db[1]:
+            raise ValueError("`snr_db` is the lowest ratio, then the highest")
 
 
 class AugmentConfig(Config, frozen=True, kw_only=True):
@@ -181,6 +186,8 @@ class AugmentConfig(Config, frozen=True, kw_only=True):
 
     mix_probability: Fraction = 0.8  # share of clips mixed with another one (mixup / between-class)
     mix_alpha: PositiveFloat = 0.4  # Beta(alpha, alpha) draws the share of each
+    mix_loudness: Literal["power", "a-weighted"] = "power"  # made equal before mixing; a-weighted for waves
+    mix_labels: Literal["any", "different"] = "any"  # which partners a clip may have
     gain_db: NonNegativeFloat = 6.0  # uniform gain within plus-minus this many dB
     roll: Fraction = 1.0  # circular shift in time, up to this share of the clip
     tilt_db: NonNegativeFloat = 0.0  # random piecewise-linear equaliser, plus-minus this many dB per knot
@@ -199,12 +206,15 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     batch_size: Annotated[int, msgspec.Meta(ge=2)] = 32  # clips per step
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"  # update rule
     lr: Annotated[float, msgspec.Meta(gt=0, le=10)] = 3e-3  # peak learning rate
-    schedule: Literal["one-cycle", "constant"] = "one-cycle"  # learning rate over the run
-    warmup: Fraction = 0.15  # share of the run in which the learning rate rises
+    schedule: Literal["one-cycle", "constant", "step"] = "one-cycle"  # learning rate after the warm-up
+    warmup: Fraction = 0.15  # share of the run in which the learning rate rises ("constant" has none)
+    drops: tuple[Fraction, ...] = (0.3, 0.6, 0.9)  # "step": shares of the run after which the rate is a tenth
     weight_decay: NonNegativeFloat = 0.02  # on weights of two or more dimensions
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1  # share of the target spread evenly
     ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.995  # decay of the averaged weights, 0: none
     clip_norm: NonNegativeFloat = 5.0  # gradients are scaled down to this norm, 0 for no limit
+    patience: NonNegative = 0  # stop this many epochs after the best inner loss, 0: never, last weights
+    inner: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.15  # share of clips, by source, for `patience`
     max_bad_batches: NonNegative = 5  # this many non-finite losses are skipped, then the run stops
     balance: Literal["none", "weights", "sampler"] = "none"  # rare labels: weigh or draw more
     seed: NonNegative = 0  # every random number of a run follows from it
@@ -265,17 +275,27 @@ class Preset(Config, frozen=True, kw_only=True):
 
     name: str = "edge"  # what outputs are called
     summary: str = ""  # one line for people
+    labels: tuple[str, ...] = ()  # the labels of the data that it learns, empty for all
     frontend: FrontendConfig = FrontendConfig()
     window: WindowConfig = WindowConfig()
     decision: DecisionConfig = DecisionConfig()
     network: NetworkConfig = NetworkConfig()
+    waves: WaveConfig = WaveConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
     provenance: Provenance = Provenance()
 
-
-C = TypeVar("C", bound=Config)
+    def check(self) -> None:
+        """Refuse what a wave has not (rows), and what only a wave has."""
+        rows = {"tilt_db": 0.0, "shift_bands": 0, "stretch": 1.0, "freq_masks": 0}
+        odd = [name for name, off in rows.items() if getattr(self.augment, name) != off]
+        if self.frontend.kind == "wave" and odd:
+            raise ValueError(f"`augment.{odd[0]}` is for spectra; off for a wave: {rows[odd[0]]}")
+        if self.frontend.kind != "wave" and self.augment.mix_loudness == "a-weighted":
+            raise ValueError("`augment.mix_loudness` a-weighted needs `frontend.kind` wave")
+        if self.waves.clip_s and self.waves.clip_s < self.window.window_s:
+            raise ValueError("`waves.clip_s` is shorter than `window.window_s`")
 
 
 def preset_names() -> list[str]:
@@ -304,57 +324,8 @@ def load_preset(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Pres
     if not tree:
         raise ConfigError(f"{where} is empty", wanted="at least one key", cause="an interrupted write")
     for override in overrides:
-        _apply(tree, override)
+        apply_override(tree, override)
     return from_dict(tree, Preset, where=where)
-
-
-def overridden(config: C, overrides: Iterable[str], *, where: str = "command line") -> C:
-    """Return ``config`` with ``key=value`` overrides on top; errors are those of `from_dict`."""
-    tree = to_dict(config)
-    for override in overrides:
-        _apply(tree, override)
-    return from_dict(tree, type(config), where=where)
-
-
-def from_dict(tree: Mapping[str, Any], kind: type[C], *, where: str = "config") -> C:
-    """Return ``tree`` as a checked config of type ``kind``; `ConfigError` names the key and the nearest known one."""
-    _refuse_unknown(tree, kind, where, "")
-    try:
-        return msgspec.convert(tree, kind)
-    except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        text = str(error).replace(" - at `$.", " at `").replace(" - at `$`", "")
-        raise ConfigError(f"{where}: {text}", wanted=f"a valid {kind.__name__}") from None
-
-
-def from_options(options: Mapping[str, str | None], kind: type[C]) -> C:
-    """Return a config from options of the command line, None for one that was not given; errors as `from_dict`."""
-    tree: dict[str, Any] = {}
-    for key, value in options.items():
-        if value is not None:
-            _apply(tree, f"{key}={value}")
-    return from_dict(tree, kind, where="command line")
-
-
-def to_dict(config: Config) -> dict[str, Any]:
-    """Return the config as plain data, without keys that are ``None`` (TOML has no null)."""
-    return _drop_none(msgspec.to_builtins(config))  # type: ignore[no-any-return]
-
-
-def to_toml(config: Config) -> str:
-    """Return the whole config as TOML: what ``--print-config`` shows and every output has beside it."""
-    return tomli_w.dumps(to_dict(config))
-
-
-def fields(kind: type[Config]) -> dict[str, Any]:
-    """Return field name -> type hint of a config type, for command line options and documentation."""
-    hints = get_type_hints(kind, include_extras=True)
-    return {name: hints[name] for name in kind.__struct_fields__}
-
-
-def describe(kind: type[Config]) -> dict[str, str]:
-    """Return field name -> its comment in this file, for command line help and documentation."""
-    pattern = re.compile(r"^    (\w+): .*?  # (.+)$", re.MULTILINE)
-    return dict(pattern.findall(inspect.getsource(kind)))
 
 
 def _read_text(path: Path) -> str:
@@ -371,41 +342,3 @@ def _read_text(path: Path) -> str:
         return path.read_text("utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} cannot be read: {error}", wanted="a UTF-8 TOML preset") from None
-
-
-def _apply(tree: dict[str, Any], override: str) -> None:
-    key, sign, value = override.partition("=")
-    path = key.strip().split(".")
-    if not sign or not all(path):
-        raise ConfigError(f"override {override!r}", wanted="section.key=value, for example train.epochs=20")
-    try:
-        parsed = tomllib.loads(f"value = {value}")["value"] if "\n" not in value else value
-    except (ValueError, RecursionError):
-        parsed = value.strip()
-    for part in path[:-1]:
-        tree = tree.setdefault(part, {})
-        if not isinstance(tree, dict):
-            raise ConfigError(f"override {override!r}: {part!r} is not a section", wanted="section.key=value")
-    tree[path[-1]] = parsed
-
-
-def _refuse_unknown(tree: Mapping[str, Any], kind: type[Config], where: str, prefix: str) -> None:
-    known = fields(kind)
-    for key, value in tree.items():
-        if key not in known:
-            near = difflib.get_close_matches(key, known, n=1)
-            raise ConfigError(
-                f"{where}: unknown key `{prefix}{key}`",
-                wanted=f"one of: {', '.join(known)}",
-                cause=f"did you mean `{prefix}{near[0]}`?" if near else "",
-                code="unknown_key",
-            )
-        hint = known[key]
-        if isinstance(hint, type) and issubclass(hint, Config) and isinstance(value, Mapping):
-            _refuse_unknown(value, hint, where, f"{prefix}{key}.")
-
-
-def _drop_none(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {k: _drop_none(v) for k, v in value.items() if v is not None}
-    return value

@@ -110,6 +110,7 @@ def evaluate(
         raise DatasetError(
             f"the model {classifier.name!r} does not know the label {', '.join(unknown[:5])}",
             wanted="a model trained on the labels of the data set",
+            cause="it was trained on a choice of labels: --known-labels scores those alone",
             code="unknown_label",
         )
     began = time.perf_counter()

@@ -171,10 +171,11 @@ def training_progress(n_clips: int, epochs: int) -> Iterator[tuple[OnClip, Calla
             check()
 
         def on_epoch(report: Any) -> None:
-            line = f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}  {report.seconds:.1f} s"
+            inner = "" if report.inner_loss is None else f"  inner {report.inner_loss:.4f}"
+            line = f"epoch {report.epoch}/{report.epochs}  loss {report.loss:.4f}{inner}"
             bar.update(training, completed=report.epoch, description=f"loss {report.loss:.3f}")
             if not bar.console.is_terminal:
-                bar.console.print(line, highlight=False)
+                bar.console.print(f"{line}  {report.seconds:.1f} s", highlight=False)
 
         yield on_clip, on_epoch
 

@@ -19,10 +19,8 @@ MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 350
 LONGER = {
     "audio.py": 480,
-    "config.py": 420,
     "containers.py": 520,
     "demo.py": 400,
-    "learn/train.py": 420,
     "render.py": 420,
 }
 """Files that are over the limit today, and how long they may be: shorten, never raise."""

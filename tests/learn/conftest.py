@@ -12,7 +12,7 @@ import synthetic
 from soundmark.dataset import Dataset, load_esc50
 
 if TYPE_CHECKING:
-    from soundmark.learn.train import Run
+    from soundmark.learn.run_folder import Run
 
 
 @pytest.fixture(autouse=True)

@@ -224,3 +224,31 @@ def test_a_mask_wider_than_the_features_is_cut_to_them() -> None:
     features = torch.randn(50, 4, 5, generator=seeded(1))
     got = mask(features, replace(OFF, time_masks=3, time_mask_frames=10**6), seeded())
     assert torch.isfinite(got).all()
+
+
+def test_partners_have_another_label_where_there_is_one() -> None:
+    targets = torch.eye(3)[torch.tensor([0, 0, 1, 1, 2])]
+    label = targets.argmax(1)
+    seen = torch.stack([module.partners(targets, "different", seeded(s)) for s in range(200)])
+    assert (label[seen] != label).all()
+    counts = torch.bincount(seen[:, 0], minlength=5)
+    assert (counts[2:] > 40).all()  # all of the others, about as often
+    alone = torch.eye(3)[torch.tensor([1, 1, 1])]
+    assert module.partners(alone, "different", seeded()).shape == (3,)
+    assert sorted(module.partners(targets, "any", seeded()).tolist()) == [0, 1, 2, 3, 4]
+
+
+@pytest.mark.parametrize("r", [0.1, 0.5, 0.8])
+def test_a_wave_mix_is_that_of_the_paper(r: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokozume et al., ICLR 2018, equation 2: p = 1 / (1 + 10^((G1 - G2) / 20) (1 - r) / r)."""
+    monkeypatch.setattr(module, "_beta", lambda *_: torch.full((2,), r))
+    wave = torch.randn(2, 1, 500, generator=seeded(1)) * torch.tensor([1.0, 0.2])[:, None, None]
+    gain_db = torch.tensor([-3.0, -14.0])  # of each, by any measure
+    config = replace(OFF, mix_probability=1.0, mix_labels="different")
+    got, soft = mix(wave, torch.eye(2), config, 1, seeded(), torch.pow(10.0, gain_db / 10))
+    for i, j in ((0, 1), (1, 0)):
+        p = 1 / (1 + 10 ** float((gain_db[i] - gain_db[j]) / 20) * (1 - r) / r)
+        wanted = p * wave[i] + (1 - p) * wave[j]
+        cosine = torch.nn.functional.cosine_similarity(got[i], wanted)
+        assert float(cosine) == pytest.approx(1, abs=1e-5)  # the same mixture; ours is as loud as clip i
+        assert float(soft[i, i]) == pytest.approx(r)

@@ -231,7 +231,7 @@ folder, rng = Path(sys.argv[1]), random.Random(4)
 tensors = {str(i): torch.full((200, 250), 0.0) for i in range(10)}
 done = 0
 checkpoint.save(folder, 1, {"t": tensors, "epoch": 1})
-for moment in range(12):
+for moment in range(50):
     child = os.fork()
     if child == 0:
         first = checkpoint.latest(folder)[0]
@@ -240,16 +240,16 @@ for moment in range(12):
                 tensor.fill_(float(epoch))
             checkpoint.save(folder, epoch, {"t": tensors, "epoch": epoch})
         os._exit(1)
-    while moment % 3 == 0 and max(int(p.name[6:]) for p in folder.glob("epoch-*")) == done:
+    while moment % 5 == 0 and max(int(p.name[6:]) for p in folder.glob("epoch-*")) == done:
         time.sleep(0.01)  # on a busy machine, let it come to save at all
-    time.sleep(rng.uniform(0.01, 0.12))
+    time.sleep(rng.uniform(0.0, 0.08))
     os.kill(child, signal.SIGKILL)
     assert os.waitpid(child, 0)[1] == signal.SIGKILL
     epoch, state = checkpoint.latest(folder)
     assert state["epoch"] == epoch >= done, (epoch, done)
     assert all((t == (0 if epoch == 1 else epoch)).all() for t in state["t"].values())
     done = epoch
-print("readable after 12 kills, epoch", done, len(os.listdir(folder)))
+print("readable after 50 kills, epoch", done, len(os.listdir(folder)))
 """
 
 
@@ -262,7 +262,7 @@ def test_sigkill_at_random_moments_leaves_a_readable_checkpoint(tmp_path: Path) 
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    assert "readable after 12 kills" in done.stdout
+    assert "readable after 50 kills" in done.stdout
     assert int(done.stdout.split()[-2]) > 1, done.stdout
     assert int(done.stdout.split()[-1]) <= 4  # two checkpoints, one about to go, one half-written
 

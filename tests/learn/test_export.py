@@ -29,7 +29,8 @@ from soundmark.evaluate import evaluate  # noqa: E402
 from soundmark.learn import export as module  # noqa: E402
 from soundmark.learn import networks  # noqa: E402
 from soundmark.learn.export import Agreement, export, fold_batch_norm, quantize  # noqa: E402
-from soundmark.learn.train import Run, train  # noqa: E402
+from soundmark.learn.run_folder import Run  # noqa: E402
+from soundmark.learn.train import train  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -273,3 +274,20 @@ def test_the_report_of_an_exported_bundle_is_clean_on_the_test_fold_and_stamped_
     assert report.stamps == ()
     assert report.figures["accuracy"] > 0.8
     assert evaluate(model, dataset, folds=[4, 5]).stamps == ("TRAINED ON fold 4: not a test figure",)
+
+
+def test_the_card_says_where_the_weights_began_and_names_a_wave(int8_bundle: Path) -> None:
+    from soundmark.learn.card import model_card
+
+    manifest = bundle.read(int8_bundle).manifest
+    assert "started from" not in model_card(manifest, 1)
+    assert "| front end | logmel, 16000 Hz, n_fft 512, hop 320, 32 rows |" in model_card(manifest, 1)
+    training = {**manifest.provenance["training"], "start": "random weights, not ImageNet"}
+    other = replace(
+        manifest,
+        frontend=replace(manifest.frontend, kind="wave"),
+        provenance={**manifest.provenance, "training": training},
+    )
+    card = model_card(other, 1)
+    assert "| started from | random weights, not ImageNet |" in card
+    assert "| front end | wave, 16000 Hz |" in card

@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
-from soundmark.config import NetworkConfig, load_preset  # noqa: E402
+from soundmark import onnxgraph  # noqa: E402
+from soundmark.config import ExportConfig, NetworkConfig, load_preset, preset_names  # noqa: E402
 from soundmark.errors import ConfigError  # noqa: E402
 from soundmark.frontend import Frontend  # noqa: E402
-from soundmark.learn import networks  # noqa: E402
+from soundmark.learn import export, networks  # noqa: E402
+from soundmark.learn.networks.resnet import Resize  # noqa: E402
+from soundmark.runtime import Runtime  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -77,3 +83,139 @@ def test_every_parameter_is_trained() -> None:
     network = build().train()
     network(torch.randn(4, 32, 51)).logsumexp(dim=1).sum().backward()
     assert [name for name, p in network.named_parameters() if p.grad is None] == []
+
+
+MICRO = (7, 20, 10, 14, 22, 31, 35, 41, 51, 67, 69, 48)
+KINDS = {
+    "acdnet": ((1, 3000), {"channels": MICRO}),
+    "edge": ((32, 51), {"channels": (4, 6, 8)}),
+    "mfcc-cnn": ((13, 51), {"channels": (4, 6, 16)}),
+    "resnet": ((32, 51), {"channels": (4, 6, 8, 10)}),
+    "resnet 34, resized": ((32, 51), {"channels": (4, 6, 8, 10), "depth": 34, "resize": (48, 40)}),
+    "resnet 50": ((32, 51), {"channels": (4, 6, 8, 10), "depth": 50}),
+    "small-cnn": ((32, 51), {"channels": (4, 6, 8)}),
+}
+"""Small ones of every architecture: name -> shape and config."""
+
+
+def small(name: str) -> tuple[torch.nn.Module, tuple[int, int]]:
+    shape, config = KINDS[name]
+    return build(shape, kind=name.split()[0], **config), shape  # type: ignore[arg-type]
+
+
+def test_every_architecture_is_tested_here() -> None:
+    assert {name.split()[0] for name in KINDS} == {*networks.NETWORKS}
+    assert {load_preset(name).network.kind for name in preset_names()} <= {*networks.NETWORKS}
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_architecture_trains_whole_and_keeps_clips_apart(name: str) -> None:
+    network, shape = small(name)
+    x = torch.randn(4, *shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        together = network(x)
+        assert together.shape == (4, 5)
+        for i in range(4):
+            torch.testing.assert_close(network(x[i : i + 1])[0], together[i], atol=1e-4, rtol=1e-4)
+    network.train()(x).logsumexp(dim=1).sum().backward()
+    assert [n for n, p in network.named_parameters() if p.grad is None] == []
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_every_architecture_becomes_an_allowed_graph_without_batch_norm_and_an_int8_one(
+    name: str, tmp_path: Path
+) -> None:
+    network, shape = small(name)
+    for layer in network.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):  # numbers that are not neutral
+            layer.running_mean.uniform_(-0.5, 0.5)
+            layer.running_var.uniform_(0.5, 2)
+            layer.weight.data.uniform_(0.5, 1.5)
+    x = torch.randn(6, *shape, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        wanted = network(x).numpy()
+    folded = export.fold_batch_norm(network)
+    assert not [m for m in folded.modules() if isinstance(m, torch.nn.BatchNorm2d)]
+    with torch.no_grad():
+        np.testing.assert_allclose(folded(x).numpy(), wanted, atol=1e-3 * np.abs(wanted).max(), rtol=0)
+    if name in (
+        "edge",
+        "resnet",
+        "resnet 50",
+    ):  # exporting takes seconds, and these have no operator of their own
+        return
+    export.to_onnx(folded, shape, tmp_path / "m.onnx")
+    model = onnxgraph.parse((tmp_path / "m.onnx").read_bytes(), name="m")
+    onnxgraph.check(model, name="m")
+    kinds = {node.op_type for node in model.graph.node}
+    assert not kinds & {"BatchNormalization", "Resize", "Dropout"}
+    got = Runtime((tmp_path / "m.onnx").read_bytes(), input_shape=shape, n_labels=5).logits(x.numpy())
+    np.testing.assert_allclose(got, wanted, atol=1e-3 * np.abs(wanted).max(), rtol=0)
+    int8 = export.quantize(tmp_path / "m.onnx", x.numpy(), ExportConfig())
+    onnxgraph.check(onnxgraph.parse(int8, name="m8"), name="m8")
+    near = Runtime(int8, input_shape=shape, n_labels=5).logits(x.numpy())
+    assert np.abs(near - wanted).max() < 0.3 * np.abs(wanted - wanted.mean()).max()
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("acdnet", 4_700_000, 4_780_000),
+        ("micro-acdnet", 130_000, 132_000),
+        ("mfcc-cnn", 600_000, 700_000),
+        ("resnet-mel", 2_700_000, 2_900_000),
+        ("resnet18-imagenet", 11_100_000, 11_300_000),
+        ("tenclass-scratch", 300_000, 440_000),
+    ],
+)
+def test_presets_have_the_size_that_they_say(name: str, low: int, high: int) -> None:
+    preset = load_preset(name)
+    shape = Frontend(preset.frontend).shape(round(preset.window.window_s * preset.frontend.sample_rate))
+    with torch.device("meta"):
+        network = networks.build(preset.network, shape, len(preset.labels) or 50)
+    assert low < sum(p.numel() for p in network.parameters()) < high
+    assert (
+        len((Path(networks.__file__).parents[2] / "presets" / f"{name}.toml").read_text().splitlines()) <= 35
+    )
+    assert preset.provenance.reimplements
+    assert preset.provenance.different
+
+
+def test_acdnet_halves_five_times_and_ends_in_two_by_four() -> None:
+    network = build((1, 30_225), kind="acdnet", channels=(*MICRO[:1], 64, *MICRO[2:]))
+    with torch.no_grad():
+        bands = network.filter_bank(torch.zeros(1, 1, 1, 30_225))
+        assert bands.shape == (1, 64, 1, 151)
+        assert network.body(bands.transpose(1, 2)).shape == (1, 69, 2, 4)
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "config"),
+    [
+        ("acdnet", (2, 30_225), {"channels": MICRO}),
+        ("acdnet", (1, 100), {"channels": MICRO}),
+        ("acdnet", (1, 30_225), {"channels": (4, 6, 8)}),
+        ("mfcc-cnn", (3, 100), {"channels": ()}),
+        ("mfcc-cnn", (13, 100), {"channels": (4, 6)}),
+        ("resnet", (32, 32), {"channels": (4, 6)}),
+        ("resnet", (32, 32), {"channels": (), "resize": (224,)}),
+        ("small-cnn", (7, 51), {"channels": (4, 6, 8)}),
+    ],
+)
+def test_what_cannot_be_built_is_refused(
+    kind: str, shape: tuple[int, int], config: dict[str, object]
+) -> None:
+    with pytest.raises(ConfigError):
+        build(shape, kind=kind, **config)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"), [((5, 9), (12, 7)), ((1, 4), (3, 4)), ((6, 6), (6, 6)), ((8, 2), (3, 9))]
+)
+def test_resizing_is_bilinear(before: tuple[int, int], after: tuple[int, int]) -> None:
+    x = torch.randn(2, *before, generator=torch.Generator().manual_seed(0))
+    wanted = torch.nn.functional.interpolate(x[:, None], size=after, mode="bilinear", align_corners=False)[
+        :, 0
+    ]
+    torch.testing.assert_close(Resize(before, after)(x), wanted, atol=1e-5, rtol=1e-5)
+    assert Resize(before, after).state_dict() == {}

@@ -16,7 +16,13 @@ from soundmark.config import AugmentConfig
 
 
 def augment(
-    linear: Tensor, targets: Tensor, config: AugmentConfig, *, power: int, generator: torch.Generator
+    linear: Tensor,
+    targets: Tensor,
+    config: AugmentConfig,
+    *,
+    power: int,
+    generator: torch.Generator,
+    level: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Return changed linear features and soft targets ``(batch, n_labels)``.
 
@@ -26,14 +32,16 @@ def augment(
         config: strengths.
         power: 2 where ``linear`` is power, 1 where it is magnitude (or a wave).
         generator: the only source of randomness.
+        level: ``(batch,)`` loudness as a power, made equal before mixing; None for the mean power.
     """
-    linear = warp_time(linear, config.roll, config.stretch, generator)
+    if config.roll or config.stretch != 1:
+        linear = warp_time(linear, config.roll, config.stretch, generator)
     if config.shift_bands:
         linear = shift_bands(linear, config.shift_bands, generator)
     if config.tilt_db:
         linear = linear * _gain(random_curve_db(linear, config.tilt_db, generator), power)
     if config.mix_probability:
-        linear, targets = mix(linear, targets, config, power, generator)
+        linear, targets = mix(linear, targets, config, power, generator, level)
     if config.gain_db:
         gain_db = _uniform((len(linear), 1, 1), -config.gain_db, config.gain_db, generator)
         linear = linear * _gain(gain_db, power)
@@ -41,19 +49,36 @@ def augment(
 
 
 def mix(
-    linear: Tensor, targets: Tensor, config: AugmentConfig, power: int, generator: torch.Generator
+    linear: Tensor,
+    targets: Tensor,
+    config: AugmentConfig,
+    power: int,
+    generator: torch.Generator,
+    level: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Mix clips with partners at equal loudness, by r in amplitude; the target share is r (between-class learning)."""
     n = len(linear)
-    partner = torch.randperm(n, generator=generator)
+    partner = partners(targets, config.mix_labels, generator)
     share = _beta(config.mix_alpha, n, generator)
     share = torch.where(torch.rand(n, generator=generator) < config.mix_probability, share, torch.ones(n))
-    level = linear.pow(2 / power).mean(dim=(1, 2)).clamp_min(1e-12)  # mean power of each clip
+    if level is None:
+        level = linear.pow(2 / power).mean(dim=(1, 2))  # mean power of each clip
+    level = level.clamp_min(1e-12)
     match = (level / level[partner]).clamp(1e-3, 1e3).pow(power / 2)[:, None, None]
     r = share[:, None, None]
     norm = (r**2 + (1 - r) ** 2).pow(power / 2)
     mixed = (r**power * linear + (1 - r) ** power * match * linear[partner]) / norm
     return mixed, share[:, None] * targets + (1 - share[:, None]) * targets[partner]
+
+
+def partners(targets: Tensor, labels: str, generator: torch.Generator) -> Tensor:
+    """Return ``(batch,)`` the clip that each one is mixed with: any, or one of another label where there is one."""
+    if labels == "any":
+        return torch.randperm(len(targets), generator=generator)
+    label = targets.argmax(dim=1)
+    other = (label[:, None] != label[None, :]).float()  # (batch, batch)
+    other[other.sum(dim=1) == 0] = 1.0
+    return torch.multinomial(other, 1, generator=generator)[:, 0]
 
 
 def warp_time(linear: Tensor, roll: float, stretch: float, generator: torch.Generator) -> Tensor:

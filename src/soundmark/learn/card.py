@@ -10,6 +10,7 @@ def model_card(manifest: Manifest, model_bytes: int) -> str:
     training = manifest.provenance["training"]
     export = manifest.provenance["export"]
     agreement = export["agreement"]
+    start = f"| started from | {training['start']} |\n" if "start" in training else ""
     return f"""# {manifest.name}
 
 Recognises {len(manifest.labels)} environmental sounds in windows of {manifest.window.window_s:g} s.
@@ -22,8 +23,7 @@ Recognises {len(manifest.labels)} environmental sounds in windows of {manifest.w
 | fold kept aside | {training["test_fold"]} (never looked at while training, choosing or calibrating) |
 | epochs, seed | {training["epochs"]}, {training["seed"]} |
 | data digest | `{training["data_digest"][:16]}` |
-| front end | {manifest.frontend.kind}, {manifest.frontend.sample_rate} Hz, n_fft {manifest.frontend.n_fft}, \
-hop {manifest.frontend.hop_length}, {manifest.frontend.n_rows} rows |
+{start}| front end | {_front_end(manifest)} |
 | int8 against fp32 | {agreement["int8_top1_agreement"]:.1%} equal top labels ({agreement["windows"]} windows) |
 
 Accuracy is not in this card, because it belongs to a report: run
@@ -43,3 +43,10 @@ other microphones, rooms and mixtures. Not for decisions about people's safety o
 
 {", ".join(manifest.labels)}
 """
+
+
+def _front_end(manifest: Manifest) -> str:
+    front = manifest.frontend
+    if front.kind == "wave":
+        return f"wave, {front.sample_rate} Hz"
+    return f"{front.kind}, {front.sample_rate} Hz, n_fft {front.n_fft}, hop {front.hop_length}, {front.n_rows} rows"

@@ -12,7 +12,8 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,13 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 import soundmark
 from soundmark import bundle, classifier
 from soundmark.config import ExportConfig
+from soundmark.dataset import Dataset
 from soundmark.errors import TrainingError
 from soundmark.frontend import fingerprint
-from soundmark.learn import checkpoint, networks
+from soundmark.learn import checkpoint, networks, waves
 from soundmark.learn.card import model_card
 from soundmark.learn.features import FeatureStore, extract
-from soundmark.learn.train import SPLIT_FILE, Run
+from soundmark.learn.run_folder import SPLIT_FILE, Run
 from soundmark.postprocess import softmax
 from soundmark.runtime import INPUT, OUTPUT, Runtime
 from soundmark.sources import open_dataset
@@ -67,7 +69,7 @@ def export(
     run: Run,
     out: Path,
     *,
-    data: str | Path | None = None,
+    data: str | Path | Dataset | None = None,
     config: ExportConfig | None = None,
     overwrite: bool = False,
     on_clip: Callable[[int], None] | None = None,
@@ -77,7 +79,7 @@ def export(
     Args:
         run: a finished training run.
         out: the bundle directory.
-        data: the data set that the run was trained on, for int8 ranges; default is where it was then.
+        data: the data set that the run was trained on (or its folder), for int8 ranges; default is where it was.
         config: replaces the preset's export section.
         overwrite: replace a bundle that is there.
         on_clip: called with 1 per clip while features are read.
@@ -92,7 +94,8 @@ def export(
             f"{run.path} is not finished", wanted="a finished run; start the same command again"
         )
     store = _training_features(run, data, on_clip)
-    shape = (int(store.linear.shape[1]), int(store.linear.shape[2]))
+    window_samples = round(run.preset.window.window_s * run.preset.frontend.sample_rate)
+    shape = store.frontend.shape(window_samples)
     network = networks.build(run.preset.network, shape, len(run.labels))
     network.load_state_dict(checkpoint.load_weights(run.path / "weights.safetensors"))
     network = fold_batch_norm(network.eval())
@@ -126,15 +129,19 @@ def export(
 
 
 def fold_batch_norm(network: nn.Module) -> nn.Module:
-    """Return ``network`` (in eval mode) with every Conv2d + BatchNorm2d pair of a `Sequential` made one convolution."""
+    """Return ``network`` (in eval mode) with every convolution and the batch norm behind it made one convolution.
+
+    A pair stands next to each other in a `Sequential`, or is named ``conv<x>`` and ``bn<x>`` in one module.
+    """
     for module in network.modules():
-        if not isinstance(module, nn.Sequential):
-            continue
-        for index in range(len(module) - 1):
-            first, second = module[index], module[index + 1]
-            if isinstance(first, nn.Conv2d) and isinstance(second, nn.BatchNorm2d):
-                module[index] = fuse_conv_bn_eval(first, second)
-                module[index + 1] = nn.Identity()
+        names = list(module._modules)
+        pairs = list(pairwise(names)) if isinstance(module, nn.Sequential) else []
+        pairs += [(name, f"bn{name[4:]}") for name in names if name.startswith("conv")]
+        for first, second in pairs:
+            convolution, norm = module._modules[first], module._modules.get(second)
+            if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
+                module._modules[first] = fuse_conv_bn_eval(convolution, norm)
+                module._modules[second] = nn.Identity()
     return network
 
 
@@ -148,7 +155,7 @@ def to_onnx(network: nn.Module, shape: tuple[int, int], path: Path) -> None:
             opset_version=OPSET,
             input_names=[INPUT],
             output_names=[OUTPUT],
-            dynamic_shapes={INPUT: {0: torch.export.Dim("batch")}},
+            dynamic_shapes=({0: torch.export.Dim("batch")},),
             external_data=False,
             verbose=False,
         )
@@ -206,11 +213,15 @@ class _Reader(ortq.CalibrationDataReader):  # type: ignore[misc]
 
 
 def _training_features(
-    run: Run, data: str | Path | None, on_clip: Callable[[int], None] | None
+    run: Run, data: str | Path | Dataset | None, on_clip: Callable[[int], None] | None
 ) -> FeatureStore:
-    dataset = open_dataset(
-        data or run.info["data_root"], strict=False
-    )  # the digest tells whether it is the same
+    dataset = (
+        data
+        if isinstance(data, Dataset)
+        else open_dataset(
+            data or run.info["data_root"], strict=False
+        )  # the digest tells whether it is the same
+    )
     if (run.path / SPLIT_FILE).exists():
         dataset = apply_split(dataset, run.path / SPLIT_FILE)
     if run.labels != dataset.labels:  # trained on a choice of labels
@@ -223,6 +234,10 @@ def _training_features(
             cause="--data names another copy",
             code="other_data",
         )
+    if waves.active(run.preset.waves):  # these features are not in the cache: make those of a few clips
+        wanted = run.preset.export.calibration_clips + run.preset.export.golden_windows
+        clips = train_set.clips[:: max(1, len(train_set.clips) // wanted)]
+        train_set = replace(train_set, clips=clips)
     left_out = None if "skipped" not in run.info else lambda *_: None  # the run has named them
     return extract(train_set, run.preset.frontend, run.preset.window, progress=on_clip, on_bad=left_out)
 

@@ -32,6 +32,9 @@ CACHE_VARIABLE = "SOUNDMARK_CACHE"
 MAX_BAD = 0.2
 """Largest share of clips that may be left out because they cannot be read."""
 
+AHEAD = 64
+"""Clips that are decoded before the first of them is written: what bounds memory."""
+
 _NOT_THE_CONTENT = frozenset(
     {"not_found", "not_regular_file", "symlink_loop", "permission_denied", "io_error"}
 )
@@ -166,23 +169,27 @@ def _build(
         return [front.linear(part) for part in audio.windows(samples, window_samples=size, hop_samples=hop)]
 
     def fill(scratch: Path) -> None:
-        rows: list[npt.NDArray[np.float32]] = []
         clip_of: list[int] = []
         skipped: dict[int, str] = {}
-        with ThreadPoolExecutor() as pool:  # decoding releases the interpreter lock
-            for index, parts in enumerate(pool.map(of_clip, range(len(dataset.clips)))):
-                if isinstance(parts, AudioError):
-                    skipped[index] = parts.code
-                else:
-                    rows += parts
-                    clip_of += [index] * len(parts)
-                if progress:
-                    progress(1)
-        if not rows:
+        with (
+            _Rows(scratch / "linear.npy", front.linear(np.zeros(size, np.float32)).shape) as rows,
+            ThreadPoolExecutor() as pool,  # decoding releases the interpreter lock
+        ):
+            for first in range(0, len(dataset.clips), AHEAD):
+                some = range(first, min(first + AHEAD, len(dataset.clips)))
+                for index, parts in zip(some, pool.map(of_clip, some), strict=True):
+                    if isinstance(parts, AudioError):
+                        skipped[index] = parts.code
+                    else:
+                        for part in parts:
+                            rows.add(part)
+                        clip_of += [index] * len(parts)
+                    if progress:
+                        progress(1)
+        if not clip_of:
             _refuse_too_many(dataset, skipped)
         if skipped:
             (scratch / "skipped.json").write_text(json.dumps(skipped), "utf-8")
-        np.save(scratch / "linear.npy", np.stack(rows))
         np.save(scratch / "clip_of.npy", np.array(clip_of, dtype=np.int64))
 
     refused: StorageError | None = None
@@ -198,3 +205,33 @@ def _build(
             cause=f"set {CACHE_VARIABLE} to a folder on another disk",
         )
     return store
+
+
+class _Rows:
+    """Writes a ``.npy`` file of float32 rows one by one, so that a data set need not fit in memory."""
+
+    def __init__(self, path: Path, shape: tuple[int, ...]) -> None:
+        """Open ``path``; numpy leaves room in the header for a first axis that grows."""
+        self._file, self._shape, self._n = path.open("w+b"), shape, 0
+        self._header()
+        self._start = self._file.tell()
+
+    def _header(self) -> None:
+        np.lib.format.write_array_header_1_0(
+            self._file, {"descr": "<f4", "fortran_order": False, "shape": (self._n, *self._shape)}
+        )
+
+    def add(self, row: npt.NDArray[np.float32]) -> None:
+        """Append one row."""
+        assert row.shape == self._shape
+        self._file.write(np.ascontiguousarray(row, dtype="<f4").tobytes())
+        self._n += 1
+
+    def __enter__(self) -> _Rows:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self._file.seek(0)
+        self._header()
+        assert self._file.tell() == self._start
+        self._file.close()

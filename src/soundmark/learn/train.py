@@ -1,23 +1,19 @@
-"""One training loop for every network: a fixed schedule, averaged weights, checkpoints, bit-identical resume.
+"""One training loop for every network: a schedule, averaged weights, checkpoints, bit-identical resume.
 
 All randomness of epoch e is a function of (seed, e, rank), so a checkpoint at an epoch's end needs no generator state
-and a resumed run equals the uninterrupted one. Nothing here looks at the test fold.
+and a resumed run equals the uninterrupted one. Nothing here looks at the test fold; what stops a run early
+(``train.patience``) is an inner split of the training clips, by source.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import msgspec
-import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
@@ -25,57 +21,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import soundmark
 from soundmark import storage
-from soundmark.config import Preset, TrainConfig, load_preset, to_dict, to_toml
+from soundmark.config import Preset, TrainConfig
 from soundmark.dataset import Clip, Dataset
-from soundmark.errors import DatasetError, StorageError, TrainingError
-from soundmark.learn import checkpoint, networks
-from soundmark.learn.augment import augment, mask
-from soundmark.learn.features import FeatureStore, extract
-from soundmark.splits import Split, class_weights
-
-SPLIT_FILE = "split.json"
-"""The split that a run was trained under, in its folder, where the data has no folds of its own."""
-
-
-@dataclass(frozen=True, slots=True)
-class EpochReport:
-    """What one epoch did; ``loss`` is the mean over its steps, on augmented training clips."""
-
-    epoch: int
-    epochs: int
-    loss: float
-    lr: float
-    seconds: float
-    bad_batches: int
-
-
-@dataclass(frozen=True, slots=True)
-class Run:
-    """A finished (or unfinished) training run on disk."""
-
-    path: Path
-    preset: Preset
-    info: dict[str, Any]
-
-    @property
-    def labels(self) -> tuple[str, ...]:
-        """Labels in target order."""
-        return tuple(self.info["labels"])
-
-
-def open_run(path: Path) -> Run:
-    """Return the run at ``path``.
-
-    Raises:
-        TrainingError: not a run folder.
-    """
-    try:
-        info = json.loads((path / "run.json").read_text("utf-8"))
-    except (OSError, ValueError):
-        raise TrainingError(
-            f"{path} is not a training run", wanted="a folder made by `soundmark train`"
-        ) from None
-    return Run(path, load_preset(path / "preset.toml"), info)
+from soundmark.errors import DatasetError, TrainingError
+from soundmark.frontend import Frontend
+from soundmark.learn import checkpoint, networks, pretrained
+from soundmark.learn.batches import Batches, Judge
+from soundmark.learn.inner import Patience, inner_split
+from soundmark.learn.run_folder import BEST_FILE, EpochReport, Run, claim, lock, summary_writer
+from soundmark.learn.schedule import learning_rate, make_optimizer
+from soundmark.splits import Split
 
 
 def train(
@@ -86,6 +41,7 @@ def train(
     out: Path,
     train_folds: tuple[int, ...] = (),
     split: Split | None = None,
+    weights: Path | None = None,
     resume: bool = False,
     on_clip: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
@@ -100,10 +56,11 @@ def train(
         out: run folder: preset.toml, run.json, history.jsonl, checkpoints/, tensorboard/, weights.safetensors.
         train_folds: narrower choice of training folds (an inner split), default all but ``test_fold``.
         split: what gave ``dataset`` its folds (`splits.folded`), kept as split.json in ``out``.
+        weights: file of pretrained weights to start from (`pretrained.load_into`).
         resume: go on where ``out`` stands; without it, a folder that holds a run is refused.
         on_clip: called with 1 per clip while features are extracted.
         on_epoch: called after every epoch.
-        on_note: called with a line for a person: clips that cannot be read and are left out.
+        on_note: called with a line for a person: clips that are left out, weights that are not there.
 
     Raises:
         DatasetError: one label alone, too many bad clips, nothing but equal clips.
@@ -115,12 +72,18 @@ def train(
         raise TrainingError(
             f"fold {test_fold} is both trained and tested on", wanted="disjoint folds", code="leak"
         )
+    if preset.labels and preset.labels != dataset.labels:
+        dataset = dataset.with_labels(preset.labels)
     dataset.in_folds([test_fold])  # or it says which there are
     train_set = dataset.in_folds(folds)
     if len(dataset.labels) < 2:
         raise DatasetError(
             f"{dataset.name} has one label alone", wanted="two or more labels", code="one_label"
         )
+    network = _network(
+        preset, len(dataset.labels)
+    )  # what cannot be built, or loaded, is said before work begins
+    digest = pretrained.load_into(network, weights) if weights else ""
     info: dict[str, Any] = {
         "soundmark": soundmark.__version__,
         "torch": torch.__version__.split("+")[0],
@@ -137,14 +100,24 @@ def train(
         info["split"] = dataset.split
     if dataset.stamps:
         info["stamps"] = list(dataset.stamps)
+    wanted = preset.network.pretrained
+    if wanted or weights:
+        info["start"] = f"weights {digest}" if weights else f"random weights, not {wanted}"
+    if wanted and not weights and on_note:
+        on_note(f"starts from random weights: {wanted} weights are wanted, give them with --weights FILE")
     skipped: list[dict[str, str]] = []
 
     def on_bad(clip: Clip, code: str) -> None:
         skipped.append({"path": clip.name, "code": code})
 
-    with _lock(out):
-        _claim(out, preset, info, resume, split)
-        store = extract(train_set, preset.frontend, preset.window, progress=on_clip, on_bad=on_bad)
+    with lock(out):
+        claim(out, preset, info, resume, split)
+        fit, held = train_set, None
+        if preset.train.patience:
+            fit, held = inner_split(train_set, preset.train.inner, preset.train.seed)
+            info["inner"] = {"clips": len(held.clips), "digest": held.digest()}
+        batches = Batches(preset, fit, progress=on_clip, on_bad=on_bad)
+        judge = Judge(preset, held, on_bad=on_bad) if held else None
         if skipped:
             info["skipped"] = skipped
             if on_note:
@@ -152,13 +125,14 @@ def train(
                 on_note(
                     f"{len(skipped)} of {len(train_set.clips)} clips cannot be used and are left out: {names}"
                 )
-        return _fit(preset, train_set, store, out, info, on_epoch)
+        return _fit(preset, batches, judge, weights, out, info, on_epoch)
 
 
 def _fit(
     preset: Preset,
-    train_set: Dataset,
-    store: FeatureStore,
+    batches: Batches,
+    judge: Judge | None,
+    weights: Path | None,
     out: Path,
     info: dict[str, Any],
     on_epoch: Callable[[EpochReport], None] | None,
@@ -168,49 +142,38 @@ def _fit(
         accelerator="auto", devices=config.devices, num_nodes=config.num_nodes, precision=config.precision
     )
     fabric.launch()
-    linear = torch.from_numpy(np.array(store.linear))  # (n_windows, n_linear, n_frames)
-    targets = torch.tensor(train_set.targets)[torch.from_numpy(store.clip_of)]
-    one_hot = nn.functional.one_hot(targets, len(train_set.labels)).float()
-    if all(torch.equal(linear[0], other) for other in linear):
-        raise DatasetError("all clips are equal", wanted="sounds that differ", code="no_information")
-    kept = replace(train_set, clips=tuple(c for i, c in enumerate(train_set.clips) if i not in store.skipped))
-    weights = torch.tensor(class_weights(kept))  # (n_labels,)
-
     torch.manual_seed(config.seed)
-    network = networks.build(
-        preset.network, store.frontend.shape(_window_samples(preset)), len(train_set.labels)
-    )
+    network = _network(preset, len(info["labels"]))
+    if weights:
+        pretrained.load_into(network, weights)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    optimizer = _optimizer(network, config)
-    steps = max(1, len(linear) // (config.batch_size * fabric.world_size))
+    optimizer = make_optimizer(network, config)
+    steps = max(1, len(batches) // (config.batch_size * fabric.world_size))
     decay = min(config.ema, 1 - 3 / max(3, steps * config.epochs))  # a short run averages its last third
     average = get_ema_multi_avg_fn(decay)  # type: ignore[no-untyped-call]
     averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
-    start = _restore(out, network, optimizer, averaged)
+    patience = Patience(config.patience)
+    start = _restore(out, network, optimizer, averaged, patience)
     model, optimizer = fabric.setup(network, optimizer)
     averaged.to(fabric.device)
 
-    def features(batch: Tensor) -> Tensor:
-        finished: Tensor = store.frontend.finish(batch, torch)
-        return finished
-
-    of_label = weights.to(fabric.device) if config.balance == "weights" else None
+    of_label = batches.weights.to(fabric.device) if config.balance == "weights" else None
     bad = 0
-    with _summary_writer(out, start, fabric.is_global_zero) as write:
+    with summary_writer(out, start, fabric.is_global_zero) as write:
         for epoch in range(start, config.epochs):
+            if patience.spent:
+                break
             began, losses, lr = time.perf_counter(), [], 0.0
             seed = _epoch_seed(config.seed, epoch)
             torch.manual_seed(seed + fabric.global_rank)  # dropout
             generator = torch.Generator().manual_seed(seed + fabric.global_rank)
             model.train()
-            order = _order(config, weights[targets], torch.Generator().manual_seed(seed))
+            order = _order(config, batches.weights[batches.targets], torch.Generator().manual_seed(seed))
             order = order[fabric.global_rank :: fabric.world_size]
             for step in range(steps):
                 rows = order[step * config.batch_size : (step + 1) * config.batch_size]
-                batch, soft = augment(
-                    linear[rows], one_hot[rows], preset.augment, power=_power(preset), generator=generator
-                )
-                x = mask(features(batch), preset.augment, generator).to(fabric.device)
+                x, soft = batches(rows, generator)
+                x = x.to(fabric.device)
                 soft = (soft * (1 - config.label_smoothing) + config.label_smoothing / soft.shape[1]).to(
                     fabric.device
                 )
@@ -238,20 +201,42 @@ def _fit(
                 averaged.update_parameters(network)
                 losses.append(loss.item())
             mean = sum(losses) / len(losses) if losses else math.nan
-            report = EpochReport(epoch + 1, config.epochs, mean, lr, time.perf_counter() - began, bad)
+            result = averaged.module if config.ema else network
+            inner = judge(result, fabric.device) if judge else None  # every process finds the same
+            better = inner is not None and patience.see(epoch + 1, inner)
+            report = EpochReport(epoch + 1, config.epochs, mean, lr, time.perf_counter() - began, bad, inner)
             if fabric.is_global_zero:
                 write(report)  # first, because a resumed run drops what is later than its checkpoint
-                checkpoint.save(out / "checkpoints", epoch + 1, _state(network, optimizer, averaged))
+                if better:  # before the checkpoint that says so
+                    checkpoint.save_weights(out / BEST_FILE, result.state_dict())
+                state = _state(network, optimizer, averaged, patience)
+                checkpoint.save(out / "checkpoints", epoch + 1, state)
             if on_epoch and fabric.is_global_zero:
                 on_epoch(report)
             fabric.barrier()
-    final = averaged.module if config.ema else network
+    final = (averaged.module if config.ema else network).state_dict()
     finished = {**info, "finished": True, "epochs": config.epochs}
+    if judge:
+        if not patience.epoch:
+            raise TrainingError("the inner loss was never finite", cause="train.lr is too high")
+        final = checkpoint.load_weights(out / BEST_FILE)
+        finished["epochs"] = patience.epoch
+        finished["inner"] = {
+            **info["inner"],
+            "loss": patience.loss,
+            "stopped": patience.epoch + patience.stale,
+        }
     if fabric.is_global_zero:
-        checkpoint.save_weights(out / "weights.safetensors", final.state_dict())
+        checkpoint.save_weights(out / "weights.safetensors", final)
         storage.write_bytes(out / "run.json", json.dumps(finished, indent=2).encode())
     fabric.barrier()
     return Run(out, preset, finished)
+
+
+def _network(preset: Preset, n_labels: int) -> nn.Module:
+    """Return the network of a preset, fresh, for the features of one window."""
+    window_samples = round(preset.window.window_s * preset.frontend.sample_rate)
+    return networks.build(preset.network, Frontend(preset.frontend).shape(window_samples), n_labels)
 
 
 def _order(config: TrainConfig, weights: Tensor, generator: torch.Generator) -> Tensor:
@@ -261,41 +246,20 @@ def _order(config: TrainConfig, weights: Tensor, generator: torch.Generator) -> 
     return torch.randperm(len(weights), generator=generator)
 
 
-def learning_rate(config: TrainConfig, progress: float) -> float:
-    """Return the learning rate at ``progress`` in [0, 1) of the run: linear rise, cosine fall (Smith 2018)."""
-    if config.schedule == "constant":
-        return config.lr
-    if progress < config.warmup:
-        return config.lr * (0.04 + 0.96 * progress / config.warmup)
-    fall = (progress - config.warmup) / max(1e-9, 1 - config.warmup)
-    return config.lr * (1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * fall)))
-
-
-def _optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    weights = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
-    groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
-    ]
-    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
-        "adamw": torch.optim.AdamW,
-        "adam": torch.optim.Adam,
-        "rmsprop": torch.optim.RMSprop,
-        "sgd": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
-    }
-    return kinds[config.optimizer](groups, lr=config.lr)
-
-
-def _state(network: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module) -> checkpoint.State:
+def _state(
+    network: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module, patience: Patience
+) -> checkpoint.State:
     return {
         "network": network.state_dict(),
         "averaged": averaged.state_dict(),
         "optimizer": optimizer.state_dict()["state"],
+        "patience": patience.state(),
     }
 
 
-def _restore(out: Path, network: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module) -> int:
+def _restore(
+    out: Path, network: nn.Module, optimizer: torch.optim.Optimizer, averaged: nn.Module, patience: Patience
+) -> int:
     """Load the newest checkpoint, if any; return how many epochs are done."""
     found = checkpoint.latest(out / "checkpoints")
     if found is None:
@@ -306,100 +270,9 @@ def _restore(out: Path, network: nn.Module, optimizer: torch.optim.Optimizer, av
     groups = optimizer.state_dict()["param_groups"]
     moments = {int(index): values for index, values in state["optimizer"].items()}
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    patience.restore(state["patience"])
     return epoch
 
 
 def _epoch_seed(seed: int, epoch: int) -> int:
     return (seed * 1_000_003 + epoch) * 1024  # room for the rank
-
-
-def _power(preset: Preset) -> int:
-    return 1 if preset.frontend.kind == "wave" else preset.frontend.power
-
-
-def _window_samples(preset: Preset) -> int:
-    return round(preset.window.window_s * preset.frontend.sample_rate)
-
-
-def _claim(out: Path, preset: Preset, info: dict[str, Any], resume: bool, split: Split | None) -> None:
-    """Mark ``out`` as this run's, or refuse if it is another's, showing the difference."""
-    same = [key for key in info if key != "data_root"]  # the same data may have moved
-    mine = {**{key: info[key] for key in same}, "preset": to_dict(preset)}
-    if (out / "run.json").exists():
-        there = open_run(out)
-        if not resume:
-            raise TrainingError(
-                f"{out} holds a run already", wanted="a new --out, or --resume to go on", code="run_exists"
-            )
-        theirs = {**{key: there.info.get(key) for key in same}, "preset": to_dict(there.preset)}
-        differing = _differences(theirs, mine)
-        if differing:
-            raise TrainingError(
-                f"{out} holds another run: {'; '.join(differing[:5])}",
-                wanted="the same preset, data, folds and versions to resume, or another --out",
-                code="other_run",
-            )
-        return
-    if split:
-        split.write(out / SPLIT_FILE)
-    storage.write_bytes(out / "preset.toml", to_toml(preset).encode())
-    storage.write_bytes(out / "run.json", json.dumps({**info, "finished": False}, indent=2).encode())
-
-
-def _differences(old: Any, new: Any, name: str = "") -> list[str]:
-    if isinstance(old, dict) and isinstance(new, dict):
-        keys = sorted({*old, *new})
-        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{name}.{k}" if name else k)]
-    return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
-
-
-@contextmanager
-def _lock(out: Path) -> Iterator[None]:
-    """Hold ``out/lock`` while training; the kernel drops it when the process dies, however it dies."""
-    import fcntl
-
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        handle = os.open(out / "lock", os.O_RDWR | os.O_CREAT, 0o644)
-    except OSError as error:
-        raise StorageError(
-            f"{out} cannot be written ({error.strerror})", wanted="a writable run folder"
-        ) from None
-    try:
-        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
-                raise TrainingError(
-                    f"{out} is in use by process {owner}", wanted="one run per folder", code="run_in_use"
-                ) from None
-            os.ftruncate(handle, 0)
-            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
-        yield
-    finally:
-        os.close(handle)
-
-
-@contextmanager
-def _summary_writer(out: Path, start: int, active: bool) -> Iterator[Callable[[EpochReport], None]]:
-    """Yield a function that appends one epoch to history.jsonl and to TensorBoard, after the first ``start`` ones."""
-    if not active:
-        yield lambda _: None
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
-    history = out / "history.jsonl"
-    lines = history.read_bytes().splitlines(keepends=True)[:start] if history.exists() else []
-
-    def write(report: EpochReport) -> None:
-        lines.append(msgspec.json.encode(report) + b"\n")  # a loss that is not a number is null
-        storage.write_bytes(history, b"".join(lines))
-        board.add_scalar("train/loss", report.loss, report.epoch)
-        board.add_scalar("train/lr", report.lr, report.epoch)
-
-    try:
-        yield write
-    finally:
-        board.close()

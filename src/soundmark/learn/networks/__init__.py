@@ -8,9 +8,19 @@ from torch import nn
 
 from soundmark.config import NetworkConfig
 from soundmark.errors import ConfigError
+from soundmark.learn.networks.acdnet import ACDNet
 from soundmark.learn.networks.edge import Edge
+from soundmark.learn.networks.mfcc_cnn import MfccCNN
+from soundmark.learn.networks.resnet import ResNet
+from soundmark.learn.networks.small_cnn import SmallCNN
 
-NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int], int], nn.Module]] = {"edge": Edge}
+NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int], int], nn.Module]] = {
+    "acdnet": ACDNet,
+    "edge": Edge,
+    "mfcc-cnn": MfccCNN,
+    "resnet": ResNet,
+    "small-cnn": SmallCNN,
+}
 """Architecture name -> constructor ``(config, (n_rows, n_frames), n_labels)``."""
 
 
@@ -18,7 +28,7 @@ def build(config: NetworkConfig, shape: tuple[int, int], n_labels: int) -> nn.Mo
     """Return a freshly initialised network (from torch's global generator).
 
     Raises:
-        ConfigError: ``config.kind`` is not a known architecture.
+        ConfigError: ``config.kind`` is not a known architecture, or it cannot be built for these features.
     """
     if config.kind not in NETWORKS:
         raise ConfigError(f"`network.kind` {config.kind!r}", wanted=f"one of: {', '.join(sorted(NETWORKS))}")

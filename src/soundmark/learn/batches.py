@@ -1,0 +1,135 @@
+"""Training batches: windows of a data set to augmented features and soft targets, on one road for every preset.
+
+Where a preset changes samples (`WaveConfig`), the cache holds waves and the front end runs in every step; otherwise
+it holds linear features. All chance comes from the generator that is passed in, drawn before any work is shared out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from soundmark.config import FrontendConfig, Preset, WindowConfig
+from soundmark.dataset import Dataset
+from soundmark.errors import DatasetError
+from soundmark.frontend import Frontend
+from soundmark.learn import waves
+from soundmark.learn.augment import augment, mask
+from soundmark.learn.features import FeatureStore, OnBad, extract
+from soundmark.learn.loudness import Loudness
+from soundmark.splits import class_weights
+
+
+class Batches:
+    """Windows to learn from.
+
+    Attributes:
+        shape: ``(n_rows, n_frames)`` of the features of one window.
+        targets: ``(n_windows,)`` class index.
+        weights: ``(n_labels,)`` class weights, inverse to the clips of each label.
+    """
+
+    def __init__(
+        self,
+        preset: Preset,
+        dataset: Dataset,
+        *,
+        progress: Callable[[int], None] | None = None,
+        on_bad: OnBad | None = None,
+    ) -> None:
+        """Read or compute what the cache is to hold.
+
+        Raises:
+            DatasetError: all clips are equal; and see `extract`.
+        """
+        self._preset = preset
+        self._live = waves.active(preset.waves)
+        frontend, window = (preset.frontend, preset.window)
+        if self._live:
+            frontend = FrontendConfig(kind="wave", sample_rate=frontend.sample_rate)
+            seconds = preset.waves.clip_s or window.window_s
+            window = WindowConfig(window_s=seconds, hop_s=preset.waves.clip_s or window.hop_s)
+        store = extract(dataset, frontend, window, progress=progress, on_bad=on_bad)
+        self._linear = store.linear  # (n_windows, n_linear, n_frames), or waves (n_windows, 1, n_samples)
+        if all(np.array_equal(self._linear[0], other) for other in self._linear):
+            raise DatasetError("all clips are equal", wanted="sounds that differ", code="no_information")
+        self._frontend = Frontend(preset.frontend)
+        self._window_samples = round(preset.window.window_s * preset.frontend.sample_rate)
+        self.shape = self._frontend.shape(self._window_samples)
+        self._power = 1 if preset.frontend.kind == "wave" else preset.frontend.power
+        weighted = preset.augment.mix_loudness == "a-weighted" and preset.augment.mix_probability > 0
+        self._loudness = Loudness(preset.frontend.sample_rate) if weighted else None
+        self._pool = ThreadPoolExecutor(torch.get_num_threads()) if self._live or weighted else None
+        self.targets = torch.tensor(dataset.targets)[torch.from_numpy(store.clip_of)]
+        self._one_hot = nn.functional.one_hot(self.targets, len(dataset.labels)).float()
+        clips = tuple(clip for i, clip in enumerate(dataset.clips) if i not in store.skipped)
+        self.weights = torch.tensor(class_weights(replace(dataset, clips=clips)))
+
+    def __len__(self) -> int:
+        return len(self._linear)
+
+    def __call__(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return features ``(batch, n_rows, n_frames)`` and soft targets ``(batch, n_labels)`` of windows ``rows``."""
+        config = self._preset.augment
+        linear = self._changed(rows, generator)
+        level = None
+        if self._loudness is not None and self._pool is not None:
+            level = torch.tensor(list(self._pool.map(self._loudness, linear[:, 0].numpy())))
+        linear, soft = augment(
+            linear, self._one_hot[rows], config, power=self._power, generator=generator, level=level
+        )
+        return mask(self.finish(linear), config, generator), soft
+
+    def finish(self, linear: Tensor) -> Tensor:
+        """Return the features of linear ones."""
+        features: Tensor = self._frontend.finish(linear, torch)
+        return features
+
+    def _changed(self, rows: Tensor, generator: torch.Generator) -> Tensor:
+        """Return linear features, from changed waves where the preset changes them."""
+        stored = [self._linear[row] for row in rows.tolist()]  # the cache is on disk: only these are read
+        if not self._live or self._pool is None:
+            return torch.from_numpy(np.stack(stored))
+        changes = waves.decide(self._preset.waves, len(stored), generator)
+
+        def linear(index: int) -> npt.NDArray[np.float32]:
+            wave = waves.apply(
+                stored[index][0],
+                changes[index],
+                window_samples=self._window_samples,
+                sample_rate=self._frontend.config.sample_rate,
+            )
+            return self._frontend.linear(wave)
+
+        return torch.from_numpy(np.stack(list(self._pool.map(linear, range(len(stored))))))
+
+
+class Judge:
+    """The mean loss of a network on held clips, cut and computed as when classifying, nothing changed by chance."""
+
+    def __init__(self, preset: Preset, dataset: Dataset, *, on_bad: OnBad | None = None) -> None:
+        self._store: FeatureStore = extract(dataset, preset.frontend, preset.window, on_bad=on_bad)
+        self._targets = torch.tensor(dataset.targets)[torch.from_numpy(self._store.clip_of)]
+        self._batch = preset.train.batch_size
+
+    def __call__(self, network: nn.Module, device: torch.device) -> float:
+        """Return the mean cross-entropy over windows; the network is left in eval mode."""
+        network.eval()
+        total = 0.0
+        with torch.no_grad():
+            for features, targets in self._parts():
+                logits = network(features.to(device)).float()
+                total += float(nn.functional.cross_entropy(logits, targets.to(device), reduction="sum"))
+        return total / len(self._targets)
+
+    def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
+        for first in range(0, len(self._targets), self._batch):
+            part = slice(first, first + self._batch)
+            linear = torch.from_numpy(np.array(self._store.linear[part]))
+            yield self._store.frontend.finish(linear, torch), self._targets[part]

@@ -1,0 +1,87 @@
+"""Weights of others, from a file, into one of our networks: what fits by name, and nothing that does not."""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as from_bytes
+from torch import Tensor, nn
+
+from soundmark.errors import TrainingError
+
+_WANTED = "a state dict of that architecture (.safetensors, or .pth as torchvision publishes it)"
+
+
+def load_into(network: nn.Module, path: Path) -> str:
+    """Load the state dict at ``path`` into ``network`` and return the file's SHA-256.
+
+    A first convolution for three colours is summed over them (the input is one channel); a last layer for other
+    labels stays as it is. Everything else must be there with the right shape. A ``.pth`` is read by torch's reader for
+    tensors alone, which runs no code.
+
+    Raises:
+        TrainingError: no such file, damaged, or of another architecture; code ``bad_weights``.
+    """
+    given, digest = _read(path)
+    own = network.state_dict()
+    head = list(own)[-2:]  # weight and bias of the last layer, defined last in every network here
+    taken: dict[str, Tensor] = {}
+    problems: list[str] = []
+    for name, tensor in own.items():
+        found = given.pop(name, None)
+        if (
+            found is not None
+            and tensor.ndim == 4
+            and found.ndim == 4
+            and found.shape[1] == 3 != tensor.shape[1]
+        ):
+            found = found.sum(dim=1, keepdim=True)
+        if found is not None and found.shape == tensor.shape:
+            taken[name] = found.to(tensor.dtype)
+        elif name in head or (found is None and name.endswith("num_batches_tracked")):  # not in old files
+            taken[name] = tensor
+        else:
+            saw = "missing" if found is None else f"{list(found.shape)} instead of {list(tensor.shape)}"
+            problems.append(f"{name} {saw}")
+    problems += [f"{name} unknown" for name in given]
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise TrainingError(
+            f"{path} does not fit: {'; '.join(problems[:3])}{more}",
+            wanted=_WANTED,
+            cause="network.kind or network.depth is another one",
+            code="bad_weights",
+        )
+    network.load_state_dict(taken)
+    return digest
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], str]:
+    try:
+        data = path.read_bytes()
+        if path.suffix == ".safetensors":
+            tree = from_bytes(data)
+        else:
+            tree = torch.load(path, map_location="cpu", weights_only=True)
+    except (
+        OSError,
+        SafetensorError,
+        ValueError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
+        said = " ".join(str(error).split())[:150]
+        raise TrainingError(
+            f"{path} cannot be read: {said or type(error).__name__}", wanted=_WANTED, code="bad_weights"
+        ) from None
+    inside = tree.get("state_dict", tree) if isinstance(tree, dict) else None
+    if not isinstance(inside, dict) or not inside or not all(isinstance(t, Tensor) for t in inside.values()):
+        raise TrainingError(f"{path} holds no state dict", wanted=_WANTED, code="bad_weights")
+    return {str(name): tensor for name, tensor in inside.items()}, hashlib.sha256(data).hexdigest()

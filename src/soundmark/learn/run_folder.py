@@ -1,0 +1,157 @@
+"""The folder of a training run: whose it is, who writes to it, and what each epoch left there.
+
+preset.toml, run.json, history.jsonl, checkpoints/, tensorboard/, weights.safetensors, and where they apply split.json
+and best.safetensors.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from soundmark import storage
+from soundmark.config import Preset, load_preset, to_dict, to_toml
+from soundmark.errors import StorageError, TrainingError
+from soundmark.splits import Split
+
+BEST_FILE = "best.safetensors"
+"""The weights of the best epoch so far, in the folder of a run that may stop early."""
+SPLIT_FILE = "split.json"
+"""The split that a run was trained under, in its folder, where the data has no folds of its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class EpochReport:
+    """What one epoch did; ``loss`` is the mean over its steps, on augmented training clips.
+
+    ``inner_loss`` is that of the averaged weights on the inner split, where there is one.
+    """
+
+    epoch: int
+    epochs: int
+    loss: float
+    lr: float
+    seconds: float
+    bad_batches: int
+    inner_loss: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A finished (or unfinished) training run on disk."""
+
+    path: Path
+    preset: Preset
+    info: dict[str, Any]
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Labels in target order."""
+        return tuple(self.info["labels"])
+
+
+def open_run(path: Path) -> Run:
+    """Return the run at ``path``.
+
+    Raises:
+        TrainingError: not a run folder.
+    """
+    try:
+        info = json.loads((path / "run.json").read_text("utf-8"))
+    except (OSError, ValueError):
+        raise TrainingError(
+            f"{path} is not a training run", wanted="a folder made by `soundmark train`"
+        ) from None
+    return Run(path, load_preset(path / "preset.toml"), info)
+
+
+def claim(out: Path, preset: Preset, info: dict[str, Any], resume: bool, split: Split | None) -> None:
+    """Mark ``out`` as this run's, or refuse if it is another's, showing the difference."""
+    same = [key for key in info if key != "data_root"]  # the same data may have moved
+    mine = {**{key: info[key] for key in same}, "preset": to_dict(preset)}
+    if (out / "run.json").exists():
+        there = open_run(out)
+        if not resume:
+            raise TrainingError(
+                f"{out} holds a run already", wanted="a new --out, or --resume to go on", code="run_exists"
+            )
+        theirs = {**{key: there.info.get(key) for key in same}, "preset": to_dict(there.preset)}
+        differing = _differences(theirs, mine)
+        if differing:
+            raise TrainingError(
+                f"{out} holds another run: {'; '.join(differing[:5])}",
+                wanted="the same preset, data, folds and versions to resume, or another --out",
+                code="other_run",
+            )
+        return
+    if split:
+        split.write(out / SPLIT_FILE)
+    storage.write_bytes(out / "preset.toml", to_toml(preset).encode())
+    storage.write_bytes(out / "run.json", json.dumps({**info, "finished": False}, indent=2).encode())
+
+
+def _differences(old: Any, new: Any, name: str = "") -> list[str]:
+    if isinstance(old, dict) and isinstance(new, dict):
+        keys = sorted({*old, *new})
+        return [d for k in keys for d in _differences(old.get(k), new.get(k), f"{name}.{k}" if name else k)]
+    return [] if old == new else [f"{name} was {old!r}, now {new!r}"]
+
+
+@contextmanager
+def lock(out: Path) -> Iterator[None]:
+    """Hold ``out/lock`` while training; the kernel drops it when the process dies, however it dies."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        handle = os.open(out / "lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise StorageError(
+            f"{out} cannot be written ({error.strerror})", wanted="a writable run folder"
+        ) from None
+    try:
+        if int(os.environ.get("LOCAL_RANK", "0")) == 0:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                owner = os.pread(handle, 32, 0).decode(errors="replace").strip()
+                raise TrainingError(
+                    f"{out} is in use by process {owner}", wanted="one run per folder", code="run_in_use"
+                ) from None
+            os.ftruncate(handle, 0)
+            os.pwrite(handle, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextmanager
+def summary_writer(out: Path, start: int, active: bool) -> Iterator[Callable[[EpochReport], None]]:
+    """Yield a function that appends one epoch to history.jsonl and to TensorBoard, after the first ``start`` ones."""
+    if not active:
+        yield lambda _: None
+        return
+    from torch.utils.tensorboard import SummaryWriter
+
+    board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+    history = out / "history.jsonl"
+    lines = history.read_bytes().splitlines(keepends=True)[:start] if history.exists() else []
+
+    def write(report: EpochReport) -> None:
+        lines.append(msgspec.json.encode(report) + b"\n")  # a loss that is not a number is null
+        storage.write_bytes(history, b"".join(lines))
+        board.add_scalar("train/loss", report.loss, report.epoch)
+        board.add_scalar("train/lr", report.lr, report.epoch)
+        if report.inner_loss is not None:
+            board.add_scalar("inner/loss", report.inner_loss, report.epoch)
+
+    try:
+        yield write
+    finally:
+        board.close()

@@ -1,0 +1,43 @@
+"""Learning rate and optimiser of a run: what changes the weights, and how much, as a function of progress."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import nn
+
+from soundmark.config import TrainConfig
+
+
+def learning_rate(config: TrainConfig, progress: float) -> float:
+    """Return the learning rate at ``progress`` in [0, 1) of the run.
+
+    ``one-cycle``: linear rise, cosine fall (Smith 2018). ``step``: linear rise, then a tenth at each of ``drops``.
+    """
+    if config.schedule == "constant":
+        return config.lr
+    if progress < config.warmup:
+        return config.lr * (0.04 + 0.96 * progress / config.warmup)
+    if config.schedule == "step":
+        return config.lr * 0.1 ** sum(progress >= drop for drop in config.drops)
+    fall = (progress - config.warmup) / max(1e-9, 1 - config.warmup)
+    return config.lr * (1e-3 + (1 - 1e-3) * 0.5 * (1 + math.cos(math.pi * fall)))
+
+
+def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
+    """Return the optimiser over all weights; decay acts on those of two or more dimensions."""
+    weights = [p for p in network.parameters() if p.ndim > 1]
+    others = [p for p in network.parameters() if p.ndim <= 1]
+    groups = [
+        {"params": weights, "weight_decay": config.weight_decay},
+        {"params": others, "weight_decay": 0.0},
+    ]
+    kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
+        "adamw": torch.optim.AdamW,
+        "adam": torch.optim.Adam,
+        "rmsprop": torch.optim.RMSprop,
+        "sgd": lambda groups, lr: torch.optim.SGD(groups, lr=lr, momentum=0.9, nesterov=True),
+    }
+    return kinds[config.optimizer](groups, lr=config.lr)
