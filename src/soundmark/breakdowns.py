@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
+from itertools import pairwise
 from typing import Any, Protocol
 
 import numpy as np
@@ -136,7 +137,7 @@ def _by_range(
     first: str = "",
 ) -> list[dict[str, Any]]:
     shown = [spec.format(edge) for edge in edges]
-    names = [f"below {shown[0]}", *(f"{a} to {b}" for a, b in zip(shown, shown[1:], strict=False))]
+    names = [f"below {shown[0]}", *(f"{a} to {b}" for a, b in pairwise(shown))]
     names.append(f"{shown[-1]} and more")
     names = [*([first] if first else []), *names]
 

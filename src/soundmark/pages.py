@@ -21,7 +21,8 @@ from soundmark.plots import escape, png, waveform
 FOOT = "</body></html>\n"
 _HEAD = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; media-src data:; img-src data:">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; media-src data:;
+  img-src data:">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title><style>
 :root {{ color-scheme: light dark; --ink: #1c2733; --soft: #5b6875; --page: #fbfaf7; --card: #fff; --line: #d9dcd6;
@@ -69,12 +70,12 @@ def tiles(cells: Iterable[tuple[str, str, str]]) -> str:
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1) -> str:
     """Return a table of cells that are HTML already; all but the first ``names`` columns are numbers."""
     top = "".join(f"<th>{escape(text)}</th>" for text in heads)
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td{'' if i < names else ' class="n"'}>{cell}</td>" for i, cell in enumerate(row))
-        + "</tr>"
-        for row in rows
-    )
+    body = ""
+    for row in rows:
+        cells = "".join(
+            f"<td>{cell}</td>" if i < names else f'<td class="n">{cell}</td>' for i, cell in enumerate(row)
+        )
+        body += f"<tr>{cells}</tr>"
     return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 

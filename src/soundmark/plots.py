@@ -1,4 +1,7 @@
-"""Numbers to inline SVG (histograms, bars, curves, matrices, waveforms) and pictures (PNG). Text in them is escaped; nothing is loaded from anywhere."""
+"""Numbers to inline SVG (histograms, bars, curves, matrices, waveforms) and pictures (PNG).
+
+Text in them is escaped; nothing is loaded from anywhere.
+"""
 
 from __future__ import annotations
 
@@ -138,23 +141,25 @@ def matrix(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: str)
     cell = max(4.0, min(14.0, 700 / max(1, n)))
     margin = 110 if n <= MAX_NAMED else 10
     size = margin + n * cell
-    cells = "".join(
-        f'<rect class="{"right" if i == j else "wrong"}" x="{margin + j * cell:.1f}" y="{margin + i * cell:.1f}" '
-        f'width="{cell - 0.5:.1f}" height="{cell - 0.5:.1f}" fill-opacity="{0.25 + 0.75 * count / max(1, sum(row)):.2f}">'
-        f"<title>{escape(names[i])} heard as {escape(names[j])}: {count}</title></rect>"
-        for i, row in enumerate(counts)
-        for j, count in enumerate(row)
-        if count
-    )
-    texts = "".join(
-        f'<text x="{margin - 4}" y="{margin + (i + 0.75) * cell:.1f}" text-anchor="end">{escape(name[:20])}</text>'
-        f'<text transform="translate({margin + (i + 0.75) * cell:.1f} {margin - 4}) rotate(-90)">{escape(name[:20])}</text>'
-        for i, name in enumerate(names if n <= MAX_NAMED else ())
-    )
+    shapes = []
+    for i, row in enumerate(counts):
+        for j, count in enumerate(row):
+            if count:
+                shade = 0.25 + 0.75 * count / max(1, sum(row))
+                shapes.append(
+                    f'<rect class="{"right" if i == j else "wrong"}" x="{margin + j * cell:.1f}" '
+                    f'y="{margin + i * cell:.1f}" width="{cell - 0.5:.1f}" height="{cell - 0.5:.1f}" '
+                    f'fill-opacity="{shade:.2f}">'
+                    f"<title>{escape(names[i])} heard as {escape(names[j])}: {count}</title></rect>"
+                )
+    for i, name in enumerate(names if n <= MAX_NAMED else ()):
+        at, text = f"{margin + (i + 0.75) * cell:.1f}", escape(name[:20])
+        shapes.append(f'<text x="{margin - 4}" y="{at}" text-anchor="end">{text}</text>')
+        shapes.append(f'<text transform="translate({at} {margin - 4}) rotate(-90)">{text}</text>')
     grid = f'<path class="axis" d="M{margin} {margin}h{n * cell:g}v{n * cell:g}h{-n * cell:g}z"/>'
     return (
         f'<svg class="matrix" viewBox="0 0 {size:g} {size:g}" role="img" aria-label="{escape(title)}">'
-        f"{grid}{cells}{texts}</svg>"
+        f"{grid}{''.join(shapes)}</svg>"
     )
 
 
