@@ -105,6 +105,12 @@ def by_silence(clips: Sequence[Judged], silent_share: dict[str, float]) -> list[
     return _by_range(clips, silent_share, SILENT_SHARES, "{:.0%}", first="no silence")
 
 
+def worst_pairs(confusion: Sequence[Sequence[int]], most: int) -> list[tuple[int, int, int]]:
+    """Return ``(true, heard, clips)`` of the most frequent confusions, by index, the most frequent first."""
+    pairs = [(i, j, n) for i, row in enumerate(confusion) for j, n in enumerate(row) if i != j and n]
+    return sorted(pairs, key=lambda pair: -pair[2])[:most]
+
+
 def bootstrap_interval(clips: Sequence[Judged], *, seed: int = 0) -> list[float]:
     """Return the 95 % interval ``[low, high]`` of the accuracy, resampling whole sources `BOOTSTRAP_ROUNDS` times."""
     right: dict[str, list[bool]] = defaultdict(list)
