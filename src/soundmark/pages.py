@@ -33,7 +33,7 @@ body {{ margin: 0 auto; max-width: 68rem; padding: 1.5rem; background: var(--pag
   font: 15px/1.5 system-ui, sans-serif }}
 h1 {{ font-size: 1.6rem; margin: 0 }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem }}
 p {{ margin: .4rem 0 }} .soft {{ color: var(--soft) }} .stamp {{ color: var(--error); font-weight: 700 }}
-.tiles, .plots, .players {{ display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
+.tiles, .plots, .players {{ display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(9.5rem, 1fr)) }}
 .plots, .players {{ grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)) }}
 .tiles div, .plots > *, .players > div {{ background: var(--card); border: 1px solid var(--line); border-radius: 6px;
   padding: .6rem .8rem }}
@@ -47,7 +47,7 @@ svg .name {{ fill: var(--ink); font-weight: 600 }} rect {{ fill: var(--bar) }}
 path {{ stroke: var(--soft); fill: none }} .mark {{ stroke: var(--error); stroke-dasharray: 3 2 }}
 .wave path {{ stroke: var(--bar) }} audio {{ width: 100%; height: 2rem; margin-top: .3rem }}
 table {{ border-collapse: collapse }} td, th {{ padding: .15rem .7rem .15rem 0; text-align: left }}
-td.n {{ text-align: right; font-variant-numeric: tabular-nums }} th {{ vertical-align: bottom }}
+td.n, th.n {{ text-align: right; font-variant-numeric: tabular-nums }} th {{ vertical-align: bottom }}
 .wide {{ overflow-x: auto }} .picture {{ width: 100%; height: 7rem; display: block; image-rendering: pixelated }}
 .axis {{ stroke: var(--line) }} .curve {{ stroke: var(--bar); stroke-width: 2 }} .ideal {{ stroke-dasharray: 4 3 }}
 svg.matrix {{ max-width: 60rem }} .matrix text {{ font-size: 9px }} .matrix .wrong {{ fill: var(--error) }}
@@ -69,7 +69,10 @@ def tiles(cells: Iterable[tuple[str, str, str]]) -> str:
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[str]], *, names: int = 1) -> str:
     """Return a table of cells that are HTML already; all but the first ``names`` columns are numbers."""
-    top = "".join(f"<th>{escape(text)}</th>" for text in heads)
+    top = "".join(
+        f"<th>{escape(text)}</th>" if i < names else f'<th class="n">{escape(text)}</th>'
+        for i, text in enumerate(heads)
+    )
     body = ""
     for row in rows:
         cells = "".join(

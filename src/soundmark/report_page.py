@@ -53,7 +53,7 @@ def _headline(given: Figures) -> str:
     show = given.show
     cells = [
         ("accuracy", show("figures.accuracy", ".2%"), ""),
-        ("95 % interval, by source", given.interval("figures.accuracy_interval_95"), ""),
+        ("95 % interval by source", given.interval("figures.accuracy_interval_95"), ""),
         ("top 3", show("figures.top3", ".2%"), ""),
         ("macro F1", show("figures.macro_f1", ".3f"), ""),
         ("calibration error", show("figures.calibration.ece", ".3f"), ""),
@@ -75,7 +75,9 @@ def _protocol(given: Figures) -> str:
     if tree["stamps"]:
         told.append('<b class="error">The stamps above say why these are not test figures.</b>')
     else:
-        told.append("No scored fold was trained on, and no source stands on both sides of the split.")
+        told.append("No scored fold was trained on, and no source stands on both sides of the split")
+        shared = tree["data"].startswith("ESC") and not tree.get("split")
+        told[-1] += ", but the four that official folds of ESC-50 share (9 clips)." if shared else "."
     return f"<h2>Protocol</h2><p>{' '.join(told)}</p>"
 
 
