@@ -340,6 +340,16 @@ def test_names_are_escaped_and_the_page_is_repeatable(data: Dataset) -> None:
     assert b"corrupt_audio" in page
 
 
+def test_a_report_without_any_answer_has_a_page(data: Dataset, tmp_path: Path) -> None:
+    report = made(data, other, failed=8)
+    report.write(tmp_path / "r.json")
+    again = report_files.measured(read(tmp_path / "r.json"), data)
+    assert again.figures["by_silence"][-1]["clips"] == 8
+    assert again.provenance["measured"]["same_files"] is None
+    Shown(report_page.page(again)).check(again.to_dict())
+    assert comparison.compare(["a", "b"], [again, made(data, other)])["reports"][1]["difference"] == 0.625
+
+
 def test_other_data_is_refused(data: Dataset, file: Path) -> None:
     report = read(file)
     fewer = Dataset("garden", data.root, data.labels, data.clips[1:])
