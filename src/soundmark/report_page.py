@@ -11,8 +11,8 @@ from typing import Any
 import soundfile
 
 from soundmark.breakdowns import worst_pairs
+from soundmark.data.bands import mel_bands
 from soundmark.data.measure import at_its_rate
-from soundmark.data.spectrogram import spectrogram
 from soundmark.dataset import Clip
 from soundmark.errors import AudioError
 from soundmark.evaluate import Report
@@ -237,7 +237,7 @@ def _heard(clip: Clip, room: int) -> tuple[str, int]:
     try:
         heard = at_its_rate(clip.path)
         samples = heard.samples[: int(EXCERPT_S * heard.sample_rate)]
-        drawn = picture(spectrogram(samples, heard.sample_rate), title=f"spectrogram of {clip.name}")
+        drawn = picture(mel_bands(samples, heard.sample_rate), title=f"spectrogram of {clip.name}")
         data = flac(samples, heard.sample_rate)
     except (AudioError, soundfile.SoundFileError):  # gone since, or a rate that FLAC does not have
         return '<p class="soft">cannot be played</p>', 0

@@ -17,7 +17,7 @@ _CONFIG = FrontendConfig(
 )
 
 
-def spectrogram(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:
+def mel_bands(samples: npt.NDArray[np.float32], rate: int) -> npt.NDArray[np.float32]:
     """Return (64, n_frames) in dB below the loudest cell, none below -`RANGE_DB`; a frame every 10 ms, 50 Hz to 14 kHz.
 
     Args:
