@@ -14,7 +14,17 @@ from pathlib import Path
 
 import click
 
-from soundmark import __version__, cli_data, cli_features, cli_inspect, cli_learn, cli_options, config, errors
+from soundmark import (
+    __version__,
+    cli_data,
+    cli_features,
+    cli_inspect,
+    cli_learn,
+    cli_options,
+    cli_report,
+    config,
+    errors,
+)
 
 EXIT_PIPE = 141
 """The reader of standard output left (``| head``): 128 + SIGPIPE, as other programs in a pipe end."""
@@ -89,6 +99,8 @@ cli_data.data.add_command(cli_features.prepare)
 for verb in (cli_learn.train, cli_learn.export, cli_learn.evaluate, cli_data.data, cli_features.features):
     cli.add_command(verb)
 cli_data.data.add_command(cli_inspect.inspect)
+for verb in (cli_report.report, cli_report.compare):
+    cli.add_command(verb)
 
 
 @cli.command()
