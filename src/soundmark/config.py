@@ -224,6 +224,29 @@ class ExportConfig(Config, frozen=True, kw_only=True):
     max_int8_disagreement: Fraction = 0.1  # share of golden windows whose top-1 may change, else export fails
 
 
+class ServeConfig(Config, frozen=True, kw_only=True):
+    """How `soundmark serve` listens, and what it takes from whom (RELIABILITY 5.2)."""
+
+    host: str = "127.0.0.1"  # address to listen on; any other than loopback needs a token
+    port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8000  # 0 takes a free one and prints it
+    workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1  # processes that decode and classify
+    threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1  # threads of a model run in each of them
+    queue: Positive = 64  # requests that wait for a worker; more get 503 and Retry-After
+    allow_hosts: tuple[str, ...] = ()  # names in Host besides loopback ones; a token allows any if empty
+    max_bytes: Positive = 25_000_000  # of one recording, and of one upload
+    max_seconds: PositiveFloat = 600.0  # decoded seconds of one recording
+    max_batch: Positive = 32  # recordings in one batch request
+    max_connections: Positive = 4096  # open sockets; more get 503
+    buffer_bytes: Positive = 256_000_000  # of all uploads that are being received
+    header_s: PositiveFloat = 15.0  # a request's headers must be there by then
+    body_s: PositiveFloat = 30.0  # and its body, counted from the headers
+    write_s: PositiveFloat = 30.0  # a client that does not read for that long is cut off
+    keep_alive_s: PositiveFloat = 5.0  # an idle connection is closed after that
+    job_s: PositiveFloat = 20.0  # a worker that takes longer for one recording is replaced
+    answer_s: PositiveFloat = 30.0  # from the whole body to the answer, waiting included
+    grace_s: PositiveFloat = 30.0  # accepted requests are finished within that after SIGTERM
+
+
 class Provenance(Config, frozen=True, kw_only=True):
     """Where a preset comes from; copied into the model card."""
 
@@ -281,14 +304,17 @@ def load_preset(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Pres
     return from_dict(tree, Preset, where=where)
 
 
-def from_dict(tree: Mapping[str, Any], kind: type[C], *, where: str = "config") -> C:
-    """Return ``tree`` as a checked config of type ``kind``; `ConfigError` names the key and the nearest known one."""
+def from_dict(tree: Mapping[str, Any], kind: type[C], *, where: str = "config", text: bool = False) -> C:
+    """Return ``tree`` as a checked config of type ``kind``; `ConfigError` names the key and the nearest known one.
+
+    With ``text``, numbers may be written as text, as on a command line.
+    """
     _refuse_unknown(tree, kind, where, "")
     try:
-        return msgspec.convert(tree, kind)
+        return msgspec.convert(tree, kind, strict=not text)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        text = str(error).replace(" - at `$.", " at `").replace(" - at `$`", "")
-        raise ConfigError(f"{where}: {text}", wanted=f"a valid {kind.__name__}") from None
+        message = str(error).replace(" - at `$.", " at `").replace(" - at `$`", "")
+        raise ConfigError(f"{where}: {message}", wanted=f"a valid {kind.__name__}") from None
 
 
 def to_dict(config: Config) -> dict[str, Any]:
