@@ -171,7 +171,8 @@ def _below(name: str, prefix: str) -> bool:
 
 def _map(array: Array) -> Array:
     """Return ``(1, channels, ...)`` as ``(channels, rows, frames)``; maps over time alone have one row."""
-    return array[0].reshape(array.shape[1], -1, array.shape[-1])
+    maps: Array = array[0].reshape(array.shape[1], -1, array.shape[-1])
+    return maps
 
 
 def _layers(graph: Any) -> tuple[Layer, ...]:
@@ -185,7 +186,9 @@ def _layers(graph: Any) -> tuple[Layer, ...]:
             continue
         weight = node.input[1]
         producer = made.get(weight)
-        stored = producer.input[0] if producer is not None and producer.op_type == "DequantizeLinear" else weight
+        stored = (
+            producer.input[0] if producer is not None and producer.op_type == "DequantizeLinear" else weight
+        )
         name = re.sub(r"(_quantized)?$", "", stored, count=1)
         name = name.removesuffix(".weight") if name.endswith(".weight") else node.name or node.output[0]
         names[name] = names.get(name, 0) + 1
@@ -200,7 +203,7 @@ def _consumers(graph: Any, tensor: str) -> list[Any]:
 
 
 def _dequantised(graph: Any, tensor: str) -> str:
-    """Return what the rest of the graph sees of ``tensor``: behind QuantizeLinear and DequantizeLinear if it has them."""
+    """Return what the rest of the graph sees of ``tensor``: in a graph of int8, its dequantised values."""
     after = _consumers(graph, tensor)
     if len(after) == 1 and after[0].op_type == "QuantizeLinear":
         last = _consumers(graph, after[0].output[0])

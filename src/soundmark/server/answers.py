@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from functools import cached_property
+from time import perf_counter
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,9 @@ class Answers:
         """Raise `BundleError` unless the golden clip is heard as it was when the model was exported and loaded."""
         self.classifier.verify()
         if np.abs(self._classify_golden().scores - self._golden_scores).max() > GOLDEN_SCORE:
-            raise BundleError("the golden clip is heard differently than at the start", code="golden_mismatch")
+            raise BundleError(
+                "the golden clip is heard differently than at the start", code="golden_mismatch"
+            )
 
     def _classify_golden(self) -> Prediction:
         return self.classifier.classify(self._golden)
@@ -93,9 +96,16 @@ class Answers:
                 "`label` is no label of the model", wanted="one of /v1/labels", code="no_such_label"
             )
         heard: Content | Audio = content
-        asked = (options.envelope, options.feature_maps, options.mel != "none", options.class_activation != "none")
+        started = perf_counter()
+        asked = (
+            options.envelope,
+            options.feature_maps,
+            options.mel != "none",
+            options.class_activation != "none",
+        )
         if any(asked):  # decoded once, for both
             heard = classifier.hear(content, limits=self.limits, strict=options.strict)
+        decode_ms = 1e3 * (perf_counter() - started)
         row = classifier.classify(
             heard, top_k=options.top_k, limits=self.limits, strict=options.strict, name=""
         )
@@ -104,6 +114,8 @@ class Answers:
         if options.timeline:
             tree["timeline"] = self._timeline(row, options.top_k)
         if isinstance(heard, Audio):
+            for name in ("decode", "total"):
+                tree["timing_ms"][name] = round(tree["timing_ms"][name] + decode_ms, 3)
             self._explain(tree, heard, options)
         return tree
 
@@ -114,9 +126,7 @@ class Answers:
         silent = [flag for flag in row.flags if flag == "silent"]
         out = []
         for k, logits in enumerate(row.logits):
-            one = decide(
-                logits[None], labels=classifier.labels, decision=decision, flags=silent, top_k=top_k
-            )
+            one = decide(logits[None], labels=classifier.labels, decision=decision, flags=silent, top_k=top_k)
             start = k * classifier.hop_samples / rate
             out.append(
                 {

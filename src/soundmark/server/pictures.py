@@ -40,7 +40,7 @@ def array(values: Array) -> dict[str, Any]:
 
 
 def picture(values: Array) -> dict[str, Any]:
-    """Return ``(rows, columns)``, or ``(maps, rows, columns)`` as a contact sheet, as a PNG with row 0 at the bottom."""
+    """Return ``(rows, columns)``, or ``(maps, rows, columns)`` as a contact sheet, as a PNG; row 0 at the bottom."""
     low, high = float(values.min()), float(values.max())
     levels = (255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8)
     sheet = _sheet(levels[..., ::-1, :])

@@ -15,13 +15,13 @@ from typing import Any
 
 from soundmark.config import ServeConfig
 from soundmark.errors import BundleError
-from soundmark.server.problems import INTERNAL, Problem
+from soundmark.server.problems import Problem
 from soundmark.server.process import COMMAND, WorkerProcess
 
 MAX_TRIES = 2
 """Of a request whose worker was killed from outside (kill -9, out of memory): it gets one more."""
 MAX_CRASHES = 3
-"""Of workers in one batch; the recordings behind are not tried any more."""
+"""Of workers in one batch; the recordings behind are rows with an error, and not tried."""
 BACKOFF_S = (0.0, 0.5, 1.0, 2.0, 4.0, 8.0)
 GOLDEN_S = 5.0
 """A worker that does not hear the golden clip by then is replaced, and the service is not ready."""
@@ -64,9 +64,7 @@ class Job:
         if not self.answer.done():
             now = time.monotonic()
             began = self.started or now
-            self.answer.set_result(
-                Answer(status, body, code, self.heard, began - self.arrived, now - began)
-            )
+            self.answer.set_result(Answer(status, body, code, self.heard, began - self.arrived, now - began))
 
     def fail(self, code: str, detail: str) -> None:
         """Give a problem as the answer."""
@@ -179,7 +177,7 @@ class Pool:
             raise self.overloaded()
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         limit_s = GOLDEN_S if first else self.config.job_s
-        job = Job({**header, "done": 0}, body, answer, limit_s)
+        job = Job({**header, "done": 0, "give_up": False}, body, answer, limit_s)
         async with self._changed:
             (self.jobs.appendleft if first else self.jobs.append)(job)
             self._changed.notify_all()
@@ -262,9 +260,9 @@ class Pool:
         job.tries += 1
         began = time.monotonic()
         try:
-            async with asyncio.timeout(job.limit_s):
+            async with asyncio.timeout(job.limit_s) as clock:
                 await worker.send(job.header, job.body)
-                await self._collect(worker, job)
+                await self._collect(worker, job, clock)
         except TimeoutError:
             stopped = worker.stopped
             worker.kill()
@@ -288,12 +286,13 @@ class Pool:
         self._job_s += 0.1 * (time.monotonic() - began - self._job_s)
         return True
 
-    async def _collect(self, worker: WorkerProcess, job: Job) -> None:
-        """Take messages until the job is done."""
+    async def _collect(self, worker: WorkerProcess, job: Job, clock: asyncio.Timeout) -> None:
+        """Take messages until the job is done; the limit is per recording of a batch."""
         while True:
             header, body = await worker.receive()
             if header["kind"] == "begin":
                 job.current = header["name"]
+                clock.reschedule(asyncio.get_running_loop().time() + job.limit_s)
             elif header["kind"] == "row":
                 self._add_row(job, body, header)
             else:
@@ -315,12 +314,10 @@ class Pool:
         job.crashes += 1
         row = {"name": job.current, "error": {"code": code, "message": detail}}
         self._add_row(job, json.dumps(row).encode(), {"code": code})
-        job.current = ""
-        if job.crashes < MAX_CRASHES and not job.answer.done():
-            job.tries = 0
+        job.current, job.tries = "", 0
+        job.header["give_up"] = job.crashes >= MAX_CRASHES
+        if not job.answer.done():
             self.jobs.appendleft(job)
-        else:
-            job.fail(code, f"{job.crashes} recordings of the batch ended their worker; send fewer at once")
 
     def _add_row(self, job: Job, body: bytes, about: dict[str, Any]) -> None:
         job.rows.append(body)
@@ -330,5 +327,3 @@ class Pool:
     def _batch_body(self, job: Job) -> bytes:
         request_id = json.dumps(job.header["request_id"]).encode()
         return b'{"request_id": ' + request_id + b', "results": [' + b", ".join(job.rows) + b"]}"
-
-

@@ -21,9 +21,9 @@ class Options(BaseModel):
     envelope: Annotated[
         int, Field(ge=0, le=MAX_POINTS, description="Also lowest and highest sample of this many stretches.")
     ] = 0
-    mel: Annotated[
-        Literal["none", "array", "png"], Field(description="Also the features of one window.")
-    ] = "none"
+    mel: Annotated[Literal["none", "array", "png"], Field(description="Also the features of one window.")] = (
+        "none"
+    )
     feature_maps: Annotated[
         list[Annotated[str, Field(min_length=1, max_length=200)]],
         Field(max_length=64, description="Also the maps of these layers, or `all`; see /v1/model."),
@@ -166,7 +166,9 @@ class ModelInfo(BaseModel):
     licence: str
     created_by: str
     provenance: dict[str, Any]
-    layers: Annotated[dict[str, Any], Field(description="Convolutions as a tree; leaves are numbers of maps.")]
+    layers: Annotated[
+        dict[str, Any], Field(description="Convolutions as a tree; leaves are numbers of maps.")
+    ]
 
 
 class Health(BaseModel):

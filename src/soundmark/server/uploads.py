@@ -239,7 +239,7 @@ class _Parts:
         self._disposition = b""
         self._pieces: list[memoryview] = []
 
-    def callbacks(self) -> dict[str, Any]:
+    def callbacks(self) -> Any:
         """Return what the parser calls."""
         return {
             "on_part_begin": self._begin,

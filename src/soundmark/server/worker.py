@@ -49,8 +49,8 @@ class Worker:
             except Problem as problem:
                 self._fail(header, problem)
             except SoundmarkError as error:
-                problem = Problem.of(error)
-                self._fail(header, problem, trace=str(error) if problem.status == 500 else "")
+                known = Problem.of(error)
+                self._fail(header, known, trace=str(error) if known.status == 500 else "")
             except MemoryError:
                 self._fail(header, Problem("file_too_large", "the request does not fit in memory"))
             except Exception:
@@ -88,7 +88,7 @@ class Worker:
             raise ValueError(f"route {route!r}")
 
     def _batch(self, header: dict[str, Any], body: bytes) -> None:
-        """Send a row per recording as it is ready, so that a crash costs one row; ``done`` of them are there already."""
+        """Send a row per recording as it is ready, so that a crash costs one; ``done`` of them are there already."""
         config = self.config
         recordings, options = uploads.many(
             header["content_type"], header["query"], body, config.max_bytes, config.max_batch
@@ -96,9 +96,17 @@ class Worker:
         for index, recording in enumerate(recordings):
             if index < header["done"]:
                 continue
-            frames.send_now(self.link, {"kind": "begin", "index": index, "name": recording.name})
             row: dict[str, Any] = {"name": recording.name}
             about: dict[str, Any] = {}
+            if header["give_up"]:
+                about = {"code": "decoder_crashed"}
+                row["error"] = {
+                    **about,
+                    "message": "not tried: other recordings of the batch ended their worker",
+                }
+                frames.send_now(self.link, {"kind": "row", **about}, json.dumps(row).encode())
+                continue
+            frames.send_now(self.link, {"kind": "begin", "name": recording.name})
             try:
                 content = uploads.checked(recording, config.max_bytes)
                 row["answer"] = {
@@ -114,7 +122,7 @@ class Worker:
                 about = {"code": problem.code}
             except MemoryError:
                 row["error"] = {"code": "file_too_large", "message": "does not fit in memory"}
-            frames.send_now(self.link, {"kind": "row", "index": index, **about}, json.dumps(row).encode())
+            frames.send_now(self.link, {"kind": "row", **about}, json.dumps(row).encode())
         frames.send_now(self.link, {"kind": "done", "status": 200})
 
 

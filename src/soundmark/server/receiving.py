@@ -1,0 +1,80 @@
+"""A request's body as bytes, counted as they come, within a deadline, and within a budget that all uploads share."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from soundmark.config import ServeConfig
+from soundmark.server.problems import Problem
+
+ENVELOPE_BYTES = 64 << 10
+"""What form fields, part headers and JSON around a recording may take."""
+Receive = Callable[[], Awaitable[Any]]
+
+
+class ClientGone(Exception):
+    """The client closed the connection; nobody waits for an answer."""
+
+
+class Receiver:
+    """Reads bodies; one per service, because the budget is shared."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self.config = config
+        self.held = 0  # bytes of all bodies that are being received
+
+    def check(self, length: str | None, limit: int) -> None:
+        """Refuse by the announced length, before a byte of the body is read.
+
+        Raises:
+            Problem: ``request_too_large``, ``bad_request``, ``overloaded``.
+        """
+        if length is not None:
+            if not length.isdigit():
+                raise Problem("bad_request", "Content-Length is not a number", close=True)
+            if int(length) > limit:
+                raise self._too_large(limit)
+            if self.held + int(length) > self.config.buffer_bytes:
+                raise self._no_room()
+
+    async def body(self, receive: Receive, limit: int) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            Problem: ``request_too_large``, ``request_timeout``, ``overloaded``.
+            ClientGone: the client went away.
+        """
+        chunks: list[bytes] = []
+        size = 0
+        deadline = time.monotonic() + self.config.body_s
+        try:
+            while True:
+                try:
+                    async with asyncio.timeout(max(0.0, deadline - time.monotonic())):
+                        message = await receive()
+                except TimeoutError:
+                    detail = f"no whole body within {self.config.body_s:g} s"
+                    raise Problem("request_timeout", detail, close=True) from None
+                if message["type"] != "http.request":
+                    raise ClientGone
+                chunk = message.get("body", b"")
+                size += len(chunk)
+                self.held += len(chunk)
+                if size > limit:
+                    raise self._too_large(limit)
+                if self.held > self.config.buffer_bytes:
+                    raise self._no_room()
+                chunks.append(chunk)
+                if not message.get("more_body", False):
+                    return b"".join(chunks) if len(chunks) != 1 else chunks[0]
+        finally:
+            self.held -= size
+
+    def _too_large(self, limit: int) -> Problem:
+        return Problem("request_too_large", f"more than {limit} bytes", close=True)
+
+    def _no_room(self) -> Problem:
+        return Problem("overloaded", "too many uploads", headers={"Retry-After": "1"}, close=True)
