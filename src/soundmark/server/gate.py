@@ -20,6 +20,7 @@ LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN = ("/health/", "/docs", "/openapi.json")
 """Paths that need no token: they hold no data and cost nothing."""
 MAX_PATH_BYTES = 4096
+MAX_HEADERS, MAX_HEADER_BYTES = 100, 32 << 10
 SAFE_HEADERS = (
     (b"x-content-type-options", b"nosniff"),
     (b"cache-control", b"no-store"),
@@ -112,6 +113,9 @@ class Gate:
             raise Problem("bad_host", "one valid Host header is wanted", close=True)
         if self.hosts and host[1].lower() not in self.hosts:
             raise Problem("bad_host", "this name is not allowed in Host", close=True)
+        if headers.size > MAX_HEADER_BYTES or headers.count > MAX_HEADERS:
+            detail = f"more than {MAX_HEADERS} headers or {MAX_HEADER_BYTES} bytes of them"
+            raise Problem("headers_too_large", detail, close=True)
         if len(scope["raw_path"]) > MAX_PATH_BYTES or b"\0" in scope["path"].encode("utf-8", "replace"):
             raise Problem("no_such_route", "no such route", close=True)
         if headers.get(b"content-length") is not None and headers.get(b"transfer-encoding") is not None:
@@ -157,6 +161,8 @@ class _Headers:
 
     def __init__(self, raw: list[tuple[bytes, bytes]]) -> None:
         self._raw = raw
+        self.count = len(raw)
+        self.size = sum(len(name) + len(value) for name, value in raw)
 
     def all(self, name: bytes) -> list[str]:
         return [value.decode("latin-1") for key, value in self._raw if key == name]

@@ -20,6 +20,7 @@ STATUS = {
     "method_not_allowed": 405,
     "request_timeout": 408,
     **dict.fromkeys(("too_long", "file_too_large", "request_too_large"), 413),
+    "headers_too_large": 431,
     **dict.fromkeys(("unsupported_format", "unsupported_media_type"), 415),
     **dict.fromkeys(("bad_options", "no_such_layer", "no_such_label"), 422),
     "internal": 500,

@@ -109,8 +109,7 @@ class WorkerProcess:
 
     def kill(self) -> None:
         """End the process at once."""
-        with contextlib.suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGKILL)
+        _kill(self._process)
 
     async def end(self) -> int:
         """End the process, wait for it, and return its status, negative for a signal."""
@@ -118,11 +117,16 @@ class WorkerProcess:
         return await self.gone
 
 
+def _kill(process: asyncio.subprocess.Process) -> None:
+    """Send SIGKILL; asyncio's own way polls first, and so takes the exit status away from its watcher."""
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(process.pid, signal.SIGKILL)
+
+
 async def _end(process: asyncio.subprocess.Process, writer: asyncio.StreamWriter) -> None:
     writer.close()  # a worker ends when its link does
     with contextlib.suppress(OSError):
         await writer.wait_closed()
     if process.returncode is None:
-        with contextlib.suppress(ProcessLookupError):
-            process.kill()
+        _kill(process)
     await process.wait()

@@ -51,6 +51,7 @@ class Connection(H11Protocol):
         self._write_timer: asyncio.TimerHandle | None = None
         self._end_timer: asyncio.TimerHandle | None = None
         self._thrown_away = 0
+        self._more_may_come = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Start the deadline of the first headers; one connection too many is told so."""
@@ -103,6 +104,7 @@ class Connection(H11Protocol):
     def _refuse(self, code: str, detail: str, *headers: tuple[bytes, bytes]) -> None:
         """Write an answer without a request to answer to, and end the connection."""
         text = body(code, detail, "")
+        self._more_may_come = True
         status = {"bad_request": 400, "request_timeout": 408, "overloaded": 503}[code]
         if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
             lines = [
@@ -137,9 +139,13 @@ class Connection(H11Protocol):
             return
         self.ending = True
         self._watch_headers()
-        unread = self.conn.their_state in (h11.SEND_BODY, h11.ERROR)
+        unread = self._more_may_come or self.conn.their_state is h11.SEND_BODY
         if unread and transport.can_write_eof():
-            transport.write_eof()
+            try:
+                transport.write_eof()
+            except OSError:  # the peer is gone
+                transport.abort()
+                return
             self.flow.resume_reading()
             self._end_timer = self.loop.call_later(LINGER_S, transport.abort)
         else:
