@@ -18,6 +18,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 from google.protobuf import (  # type: ignore[import-untyped]
     descriptor_pb2,
     descriptor_pool,
@@ -48,7 +50,7 @@ ALLOWED_OPS = frozenset(
     """.split()  # noqa: SIM905
 )
 
-FLOAT32 = 1
+FLOAT32, FLOAT64 = 1, 11
 _DTYPES = {  # TensorProto.DataType -> (numpy name, bytes per value, field that holds values when raw_data does not)
     1: ("float32", 4, "float_data"),
     2: ("uint8", 1, "int32_data"),
@@ -184,6 +186,16 @@ def add_outputs(model: Any, names: Iterable[str]) -> None:
     for name in names:
         if name not in there:
             model.graph.output.add(name=name).type.tensor_type.elem_type = FLOAT32
+
+
+def values(tensor: Any) -> npt.NDArray[Any]:
+    """Return a tensor that `check` has allowed as an array (float16 as its bits, uint16)."""
+    dtype, _, field = _DTYPES[tensor.data_type]
+    if tensor.HasField("raw_data"):
+        flat = np.frombuffer(tensor.raw_data, np.dtype(dtype).newbyteorder("<"))
+    else:
+        flat = np.array(getattr(tensor, field), "uint16" if dtype == "float16" else dtype)
+    return flat.reshape(tuple(tensor.dims))
 
 
 def _info(value: Any) -> TensorInfo:
