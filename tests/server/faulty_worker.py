@@ -35,4 +35,4 @@ def classify(self: Classifier, source: Any, **options: Any) -> Any:
 Classifier.classify = classify
 
 if __name__ == "__main__":
-    worker.main(int(sys.argv[1]))
+    worker.main(int(sys.argv[1]), int(sys.argv[2]))

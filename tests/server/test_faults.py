@@ -86,11 +86,11 @@ def test_a_batch_of_bombs_ends(tiny_bundle: Path, make_wav: Callable[..., bytes]
 
         items = [{"audio": base64.b64encode(faulty("abort", make_wav)).decode()} for _ in range(5)]
         tree = json.dumps({"items": items}).encode()
-        answer = await pool.ask({**header("batch"), "content_type": "application/json"}, tree)
+        answer = await pool.ask({**header("batch"), "content_type": "application/json"}, [tree])
         rows = json.loads(answer.body)["results"]
         assert [row["error"]["code"] for row in rows] == ["decoder_crashed"] * 5
         assert pool.restarts == 3
-        assert (await pool.ask(header(), wav)).status == 200
+        assert (await pool.ask(header(), [wav])).status == 200
 
     with_pool(body, tiny_bundle)
 
@@ -100,10 +100,10 @@ def test_a_hanging_decoder_is_ended_at_its_limit(
 ) -> None:
     async def body(pool: Pool) -> None:
         started = time.monotonic()
-        answer = await pool.ask(header(), faulty("hang!", make_wav))
+        answer = await pool.ask(header(), [faulty("hang!", make_wav)])
         assert (answer.status, answer.code) == (422, "decode_timeout")
         assert time.monotonic() - started < 8
-        assert (await pool.ask(header(), wav)).status == 200
+        assert (await pool.ask(header(), [wav])).status == 200
 
     with_pool(body, tiny_bundle, job_s=1.0)
 
@@ -113,7 +113,7 @@ def test_a_killed_worker_is_replaced_and_its_request_answered(
 ) -> None:
     async def body(pool: Pool) -> None:
         for _ in range(2):
-            job = asyncio.create_task(pool.ask(header(), faulty("wait!", make_wav)))
+            job = asyncio.create_task(pool.ask(header(), [faulty("wait!", make_wav)]))
             await asyncio.sleep(0.1)
             for pid in pool.pids:
                 os.kill(pid, signal.SIGKILL)
@@ -137,11 +137,11 @@ def test_a_stopped_worker_makes_the_service_unready_and_is_replaced(
         (pid,) = pool.pids
         os.kill(pid, signal.SIGSTOP)
         assert not await pool.ready()
-        assert (await pool.ask(header(), wav)).status == 200
+        assert (await pool.ask(header(), [wav])).status == 200
         assert pool.pids != [pid]
         assert await pool.ready()
         os.kill(pool.pids[0], signal.SIGSTOP)
-        answer = await pool.ask(header(), wav)
+        answer = await pool.ask(header(), [wav])
         assert (answer.status, answer.code) == (503, "model_not_ready"), "not the recording's fault"
 
     with_pool(body, tiny_bundle, job_s=2.0)
@@ -152,7 +152,7 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(
 ) -> None:
     async def body(pool: Pool) -> None:
         slow = faulty("wait!", make_wav)
-        asked = [asyncio.create_task(pool.ask(header(), slow)) for _ in range(12)]
+        asked = [asyncio.create_task(pool.ask(header(), [slow])) for _ in range(12)]
         done = await asyncio.gather(*asked, return_exceptions=True)
         refused = [one for one in done if isinstance(one, Problem)]
         assert {one.code for one in refused} == {"overloaded"}
@@ -166,14 +166,14 @@ def test_a_full_queue_refuses_and_says_when_to_come_back(
 def test_requests_of_clients_that_left_never_run(tiny_bundle: Path, make_wav: Callable[..., bytes]) -> None:
     async def body(pool: Pool) -> None:
         slow = faulty("wait!", make_wav)
-        asked = [asyncio.create_task(pool.ask(header(), slow)) for _ in range(40)]
+        asked = [asyncio.create_task(pool.ask(header(), [slow])) for _ in range(40)]
         await asyncio.sleep(0.05)
         for task in asked:
             task.cancel()
         await asyncio.gather(*asked, return_exceptions=True)
         assert not pool.jobs
         started = time.monotonic()
-        assert (await pool.ask(header(), slow)).status == 200
+        assert (await pool.ask(header(), [slow])).status == 200
         assert time.monotonic() - started < 3, "40 of them take 8 s"
 
     with_pool(body, tiny_bundle)
@@ -181,7 +181,7 @@ def test_requests_of_clients_that_left_never_run(tiny_bundle: Path, make_wav: Ca
 
 def test_what_waits_too_long_is_refused(tiny_bundle: Path, make_wav: Callable[..., bytes]) -> None:
     async def body(pool: Pool) -> None:
-        asked = [asyncio.create_task(pool.ask(header(), faulty("wait!", make_wav))) for _ in range(8)]
+        asked = [asyncio.create_task(pool.ask(header(), [faulty("wait!", make_wav)])) for _ in range(8)]
         done = await asyncio.gather(*asked, return_exceptions=True)
         assert {one.code for one in done if isinstance(one, Problem)} == {"overloaded"}
         assert not pool.jobs
@@ -201,13 +201,13 @@ def test_a_bad_model_never_starts_and_never_replaces_a_good_one(
         with pytest.raises(BundleError) as refused:
             await pool.reload()
         assert refused.value.code == "hash_mismatch"
-        assert (await pool.ask(header(), wav)).status == 200
+        assert (await pool.ask(header(), [wav])).status == 200
         shutil.rmtree(where)
         make_bundle(where, name="other")
         await pool.reload()
         assert pool.info["model"] == "other"
         assert pool.info["model_digest"] != digest
-        answer = await pool.ask(header(), wav)
+        answer = await pool.ask(header(), [wav])
         assert b'"model": "other"' in answer.body
 
     with_pool(body, where, workers=2)

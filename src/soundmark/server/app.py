@@ -168,23 +168,13 @@ class Service:
             "query": request.url.query,
             "request_id": request.state.request_id,
         }
-        return self._respond(request, await self._answer(request, header, body))
-
-    async def _answer(self, request: Request, header: dict[str, Any], body: bytes) -> Answer:
-        """Return the answer, or take the request back when the client leaves."""
-        asked = asyncio.ensure_future(self.pool.ask(header, body))
         left = asyncio.ensure_future(
             request.receive()
         )  # the body is whole: this is the end of the connection
         try:
-            await asyncio.wait((asked, left), return_when=asyncio.FIRST_COMPLETED)
-            if not asked.done():
-                raise ClientGone
-            return asked.result()
+            return self._respond(request, await self.pool.ask(header, body, left=left))
         finally:
-            for task in (asked, left):
-                task.cancel()
-            await asyncio.gather(asked, left, return_exceptions=True)
+            left.cancel()
 
     def _respond(self, request: Request, answer: Answer) -> Response:
         fields = request.state.fields

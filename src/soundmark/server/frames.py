@@ -1,4 +1,4 @@
-"""Messages between the HTTP process and a worker: two lengths, a JSON header, and bytes that go through untouched."""
+"""Messages between the HTTP process and a worker: two lengths, a JSON header, and the JSON of an answer as it is."""
 
 from __future__ import annotations
 

@@ -15,8 +15,9 @@ from typing import Any
 
 from soundmark.config import ServeConfig
 from soundmark.errors import BundleError
-from soundmark.server.problems import Problem
-from soundmark.server.process import COMMAND, WorkerProcess
+from soundmark.server.problems import INTERNAL, Problem
+from soundmark.server.process import COMMAND, Chunk, WorkerProcess
+from soundmark.server.receiving import ClientGone
 
 MAX_TRIES = 2
 """Of a request whose worker was killed from outside (kill -9, out of memory): it gets one more."""
@@ -48,7 +49,7 @@ class Job:
     """One request on its way."""
 
     header: dict[str, Any]
-    body: bytes = field(repr=False)
+    body: Sequence[Chunk] = field(repr=False)
     answer: asyncio.Future[Answer]
     limit_s: float
     arrived: float = field(default_factory=time.monotonic)
@@ -87,7 +88,7 @@ class Pool:
         self.restarts = 0
         self.jobs: deque[Job] = deque()
         self.running: set[Job] = set()
-        self._changed = asyncio.Condition()
+        self._sleepers: list[asyncio.Future[None]] = []
         self._slots: list[asyncio.Task[None]] = []
         self._workers: dict[int, WorkerProcess] = {}
         self._next: dict[int, WorkerProcess] = {}  # replacements that wait for a moment between two jobs
@@ -110,8 +111,9 @@ class Pool:
         """Finish what was accepted within the grace time, then end every worker."""
         self._stopping = True
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(self.config.grace_s), self._changed:
-                await self._changed.wait_for(lambda: not self.jobs and not self.running)
+            async with asyncio.timeout(self.config.grace_s):
+                while self.jobs or self.running:
+                    await self._change()
         for job in [*self.jobs, *self.running]:
             job.fail("overloaded", "the service is ending")
         self.jobs.clear()
@@ -137,11 +139,10 @@ class Pool:
             for worker in fresh:
                 await worker.end()
             raise
-        async with self._changed:
-            stale = list(self._next.values())
-            self._next = dict(enumerate(fresh))
-            self.info = fresh[0].info
-            self._changed.notify_all()
+        stale = list(self._next.values())
+        self._next = dict(enumerate(fresh))
+        self.info = fresh[0].info
+        self._wake()
         for worker in stale:
             await worker.end()
 
@@ -165,11 +166,25 @@ class Pool:
         wait = max(1, round(len(self.jobs) * self._job_s / max(1, self.config.workers)))
         return Problem("overloaded", "too many requests are waiting", headers={"Retry-After": str(wait)})
 
-    async def ask(self, header: dict[str, Any], body: bytes, *, first: bool = False) -> Answer:
+    async def ask(
+        self,
+        header: dict[str, Any],
+        body: Sequence[Chunk],
+        *,
+        first: bool = False,
+        left: asyncio.Task[Any] | None = None,
+    ) -> Answer:
         """Return the answer of a worker; a caller that is cancelled takes the request back if it still waits.
 
+        Args:
+            header: route, content type, query, request id.
+            body: the body in pieces.
+            first: before all others, with the time of a golden clip.
+            left: done when the client has left.
+
         Raises:
-            Problem: ``overloaded`` where the queue is full, ``model_not_ready`` while ending or without workers.
+            Problem: ``overloaded`` where the queue is full, ``model_not_ready`` while ending.
+            ClientGone: the client has left, so nothing is done.
         """
         if self._stopping:
             raise Problem("model_not_ready", "the service is ending", headers={"Retry-After": "5"})
@@ -178,14 +193,19 @@ class Pool:
         answer: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         limit_s = GOLDEN_S if first else self.config.job_s
         job = Job({**header, "done": 0, "give_up": False}, body, answer, limit_s)
-        async with self._changed:
-            (self.jobs.appendleft if first else self.jobs.append)(job)
-            self._changed.notify_all()
+        (self.jobs.appendleft if first else self.jobs.append)(job)
+        self._wake()
+        if left is not None:
+            left.add_done_callback(lambda _: answer.cancel())
         try:
             async with asyncio.timeout(GOLDEN_S if first else self.config.answer_s):
-                return await asyncio.shield(answer)
+                return await answer
         except TimeoutError:
             raise self.overloaded() from None
+        except asyncio.CancelledError:
+            if left is not None and left.done():
+                raise ClientGone from None
+            raise
         finally:
             answer.cancel()
             with contextlib.suppress(ValueError):
@@ -200,7 +220,7 @@ class Pool:
     async def _hear_golden(self) -> bool:
         header = {"route": "golden", "content_type": "", "query": "", "request_id": "golden"}
         try:
-            return (await self.ask(header, b"", first=True)).status == 200
+            return (await self.ask(header, [], first=True)).status == 200
         except Problem:
             return False
 
@@ -227,32 +247,42 @@ class Pool:
 
     async def _use(self, slot: int, worker: WorkerProcess) -> bool:
         """Give jobs to a worker until it is gone or replaced; return whether it answered any."""
-        worker.gone.add_done_callback(lambda _: asyncio.ensure_future(self._wake()))
+        worker.gone.add_done_callback(lambda _: self._wake())
         answered = False
         while True:
-            async with self._changed:
-                await self._changed.wait_for(lambda: self.jobs or not worker.alive or slot in self._next)
-                if not worker.alive:
-                    self.restarts += 1
-                    _log.warning("worker ended", extra={"pid": worker.pid})
-                    return answered
-                if slot in self._next:
-                    return True
-                job = self.jobs.popleft()
+            if not worker.alive:
+                self.restarts += 1
+                _log.warning("worker ended", extra={"pid": worker.pid})
+                return answered
+            if slot in self._next:
+                return True
+            if not self.jobs:
+                await self._change()
+                continue
+            job = self.jobs.popleft()
             self.running.add(job)
             try:
                 alive = await self._perform(worker, job)
             finally:
                 self.running.discard(job)
-                await self._wake()
+                if self._stopping:
+                    self._wake()
             if not alive:
                 self.restarts += 1
                 return True
             answered = True
 
-    async def _wake(self) -> None:
-        async with self._changed:
-            self._changed.notify_all()
+    async def _change(self) -> None:
+        """Wait until something happened: a job, the end of a worker, a replacement."""
+        sleeper: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._sleepers.append(sleeper)
+        await sleeper
+
+    def _wake(self) -> None:
+        for sleeper in self._sleepers:
+            if not sleeper.done():
+                sleeper.set_result(None)
+        self._sleepers.clear()
 
     async def _perform(self, worker: WorkerProcess, job: Job) -> bool:
         """Let a worker do a job; return whether it can take another one."""
@@ -282,6 +312,11 @@ class Pool:
                 job.fail("model_not_ready", "the worker was ended; try again")
             else:
                 self._lost(job, "decoder_crashed", "ended the process that decoded it")
+            return False
+        except Exception:
+            _log.exception("a fault of soundmark; please report it")
+            await worker.end()
+            job.fail("internal", INTERNAL)
             return False
         self._job_s += 0.1 * (time.monotonic() - began - self._job_s)
         return True

@@ -12,6 +12,7 @@ from soundmark.server.problems import Problem
 
 ENVELOPE_BYTES = 64 << 10
 """What form fields, part headers and JSON around a recording may take."""
+SMALL_BYTES = 4096
 Receive = Callable[[], Awaitable[Any]]
 
 
@@ -40,14 +41,14 @@ class Receiver:
             if self.held + int(length) > self.config.buffer_bytes:
                 raise self._no_room()
 
-    async def body(self, receive: Receive, limit: int) -> bytes:
-        """Return the whole body.
+    async def body(self, receive: Receive, limit: int) -> list[bytes | bytearray]:
+        """Return the whole body in pieces; small ones are put together, so that there are not too many.
 
         Raises:
             Problem: ``request_too_large``, ``request_timeout``, ``overloaded``.
             ClientGone: the client went away.
         """
-        chunks: list[bytes] = []
+        pieces: list[bytes | bytearray] = []
         size = 0
         deadline = time.monotonic() + self.config.body_s
         try:
@@ -67,9 +68,14 @@ class Receiver:
                     raise self._too_large(limit)
                 if self.held > self.config.buffer_bytes:
                     raise self._no_room()
-                chunks.append(chunk)
+                if len(chunk) >= SMALL_BYTES:
+                    pieces.append(chunk)
+                elif pieces and isinstance(pieces[-1], bytearray):
+                    pieces[-1] += chunk
+                else:
+                    pieces.append(bytearray(chunk))
                 if not message.get("more_body", False):
-                    return b"".join(chunks) if len(chunks) != 1 else chunks[0]
+                    return pieces
         finally:
             self.held -= size
 

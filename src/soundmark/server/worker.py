@@ -1,6 +1,7 @@
 """One worker process: takes requests from a socket, parses, decodes and classifies, and sends answers back.
 
-``python -m soundmark.server.worker DESCRIPTOR``: the first message says which model and which limits. A recording that
+``python -m soundmark.server.worker LINK MAILBOX``, two descriptors: the first message on the link says which model and
+which limits; bodies are in the mailbox, a file in memory that the HTTP process writes to. A recording that
 makes C code crash or eat memory costs this process, not the service: `pool.Pool` starts another one.
 """
 
@@ -10,6 +11,7 @@ import contextlib
 import ctypes
 import gc
 import json
+import os
 import resource
 import signal
 import socket
@@ -29,20 +31,24 @@ from soundmark.server.schemas import Options
 HEADROOM_BYTES = 2 << 30
 """Address space beyond what the loaded model takes: 600 s at 44.1 kHz are 0.1 GB, the arena of the model 1 GB."""
 OPEN_FILES = 64
+KEPT_BYTES = 4 << 20
+"""Of the mailbox between two requests: pages that are there already need not be cleared for the next body."""
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
 
 
 class Worker:
     """Answers requests from ``link`` until it closes."""
 
-    def __init__(self, link: socket.socket, answers: Answers, config: ServeConfig) -> None:
-        self.link, self.answers, self.config = link, answers, config
+    def __init__(self, link: socket.socket, mailbox: int, answers: Answers, config: ServeConfig) -> None:
+        self.link, self.mailbox, self.answers, self.config = link, mailbox, answers, config
 
     def run(self) -> None:
         """Serve until the HTTP process is gone."""
         while (message := frames.receive_now(self.link)) is not None:
-            header, body = message
-            del message
+            header = message[0]
+            body = os.pread(self.mailbox, header["size"], 0)
+            if len(body) > KEPT_BYTES:
+                os.ftruncate(self.mailbox, KEPT_BYTES)
             started = perf_counter()
             try:
                 self._serve(header, body)
@@ -156,10 +162,10 @@ def _confine() -> None:
         resource.setrlimit(what, (cap, cap))
 
 
-def main(descriptor: int) -> None:
+def main(link_descriptor: int, mailbox: int) -> None:
     """Load the model, say what it is, then serve."""
     _disarm()
-    with socket.socket(fileno=descriptor) as link:
+    with socket.socket(fileno=link_descriptor) as link:
         first = frames.receive_now(link)
         if first is None:
             return
@@ -179,8 +185,8 @@ def main(descriptor: int) -> None:
             return
         gc.freeze()
         frames.send_now(link, {"kind": "ready", "info": info})
-        Worker(link, answers, config).run()
+        Worker(link, mailbox, answers, config).run()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(int(sys.argv[1]), int(sys.argv[2]))
