@@ -24,6 +24,7 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.request
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -77,6 +78,11 @@ class Server:
     def descriptors(self) -> list[int]:
         """Open descriptors of each process."""
         return [len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids]
+
+    def metrics(self) -> str:
+        """What /metrics says."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=30) as response:
+            return str(response.read().decode())
 
     def cpu_s(self) -> float:
         """CPU seconds of all processes."""
@@ -256,7 +262,14 @@ def overload(_: str | None) -> dict[str, Any]:
             took = time.monotonic() - started
         time.sleep(6)
         after, fds_after = server.rss(), server.descriptors()
+        lag = {
+            float(found[1]): int(float(found[2]))
+            for found in re.finditer(
+                r'soundmark_loop_lag_seconds_bucket\{le="([0-9.]+)"\} (\S+)', server.metrics()
+            )
+        }
     return {
+        "loop_lag_counts": lag,
         "uploads": 1000, "bytes_each": len(content), "seconds": round(took, 2), "statuses": dict(statuses),
         "accepted": percentiles(times.get("200", [])), "refused": percentiles(times.get("503", [])),
         "health": percentiles(health_ms), "health_asked": len(health_ms),

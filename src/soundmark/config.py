@@ -237,7 +237,7 @@ class ServeConfig(Config, frozen=True, kw_only=True):
     max_seconds: PositiveFloat = 600.0  # decoded seconds of one recording
     max_batch: Positive = 32  # recordings in one batch request
     max_connections: Positive = 4096  # open sockets; more get 503
-    buffer_bytes: Positive = 256_000_000  # of all uploads that are being received
+    buffer_bytes: Positive = 100_000_000  # of all uploads that are being received
     header_s: PositiveFloat = 15.0  # a request's headers must be there by then
     body_s: PositiveFloat = 30.0  # and its body, counted from the headers
     write_s: PositiveFloat = 30.0  # a client that does not read for that long is cut off

@@ -21,6 +21,8 @@ from soundmark.server.receiving import ENVELOPE_BYTES, ClientGone, Receiver
 
 JSON = frozenset({"application/json"})
 FORMS = frozenset({"multipart/form-data", "application/json"})
+UPLOADS_PER_PLACE = 2
+"""Uploads that may wait or be received for each place in the queue: some of them are refused for what they are."""
 RAW = frozenset({"application/octet-stream"})
 
 
@@ -53,6 +55,20 @@ class Service:
         given = {name.lower() for name in self.config.allow_hosts}
         hosts = frozenset() if token is not None and not given else LOOPBACK | given
         self.app = Gate(self._routes(), metrics=self.metrics, hosts=hosts, token=token)
+
+    def shed(self) -> bytes | None:
+        """Return the answer to one more upload, whatever it is, where there is no place for it; None where there is.
+
+        It costs next to nothing, so that health is answered also while a thousand uploads arrive at once.
+        """
+        if len(self.pool.jobs) + self.receiver.fresh() < UPLOADS_PER_PLACE * self.config.queue:
+            return None
+        problem = self.pool.overloaded()
+        self.metrics.requests.labels("shed", "POST", "503").inc()
+        text = problem.body("")
+        head = f"HTTP/1.1 503 Service Unavailable\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(text)}\r\n"
+        wait = problem.headers["Retry-After"]
+        return f"{head}retry-after: {wait}\r\nconnection: close\r\n\r\n".encode() + text
 
     @contextlib.asynccontextmanager
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:

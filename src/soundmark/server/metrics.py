@@ -58,6 +58,9 @@ class Metrics:
             registry=registry,
         )
         self.uploaded = Counter("soundmark_received_bytes", "Bytes of request bodies", registry=registry)
+        self.lag = Histogram(
+            "soundmark_loop_lag_seconds", "How late the event loop is", buckets=SECONDS, registry=registry
+        )
         self.swaps = Counter(
             "soundmark_model_reloads", "Reloads of the model", ["outcome"], registry=registry
         )

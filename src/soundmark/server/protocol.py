@@ -8,7 +8,9 @@ does it (``lingering_close``): shut down our side, throw away what still comes, 
 from __future__ import annotations
 
 import asyncio
-from typing import Any
+from collections import deque
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -18,7 +20,9 @@ from soundmark.server.problems import MEDIA_TYPE, body
 
 LINGER_S = 5.0
 LINGER_BYTES = 32 << 20
+LINGERING_AT_ONCE = 32
 MAX_HEADER_BYTES = 64 << 10
+UPLOADS = (b"POST /v1/classify", b"POST /inference")
 
 # Reading of h11's states: IDLE until the headers are whole, SEND_BODY while a body comes.
 
@@ -39,10 +43,61 @@ class _Transport:
         self._protocol.end(self._transport)
 
 
+class _Discard(asyncio.BufferedProtocol):
+    """Throws away what a peer still sends, through one buffer for all, of a few peers at a time: the others wait."""
+
+    buffer = bytearray(1 << 18)
+    now: ClassVar[set[_Discard]] = set()
+    later: ClassVar[deque[_Discard]] = deque()
+
+    def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
+        self._connection, self._transport = connection, transport
+        self._left = LINGER_BYTES
+        self._timer: asyncio.TimerHandle | None = None
+        if len(self.now) < LINGERING_AT_ONCE:
+            self._begin()
+        else:
+            self.later.append(self)
+            transport.pause_reading()
+
+    def _begin(self) -> None:
+        self.now.add(self)
+        self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
+        self._transport.resume_reading()
+
+    def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
+        return self.buffer
+
+    def buffer_updated(self, nbytes: int) -> None:
+        self._left -= nbytes
+        if self._left < 0:
+            self._transport.abort()
+
+    def eof_received(self) -> None:
+        pass
+
+    def pause_writing(self) -> None:
+        self._connection.pause_writing()
+
+    def resume_writing(self) -> None:
+        self._connection.resume_writing()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self.now.discard(self)
+        if self in self.later:
+            self.later.remove(self)
+        elif self.later and len(self.now) < LINGERING_AT_ONCE:
+            self.later.popleft()._begin()
+        self._connection.connection_lost(exc)
+
+
 class Connection(H11Protocol):
-    """One connection; `limits` of the class says how long and how many."""
+    """One connection; `limits` says how long and how many, `shed` what to answer to one upload too many."""
 
     limits = ServeConfig()
+    shed: Callable[[], bytes | None] = staticmethod(lambda: None)
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -50,7 +105,6 @@ class Connection(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._end_timer: asyncio.TimerHandle | None = None
-        self._thrown_away = 0
         self._more_may_come = False
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -72,12 +126,16 @@ class Connection(H11Protocol):
     def data_received(self, data: bytes) -> None:
         """Take bytes; the clock runs while headers are under way."""
         if self.ending:
-            self._thrown_away += len(data)
-            if self._thrown_away > LINGER_BYTES:
-                self.transport.abort()
             return
-        super().data_received(data)
-        self._watch_headers()
+        at_start = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
+        if at_start and data.startswith(UPLOADS) and (refusal := self.shed()) is not None:
+            self._unset_keepalive_if_required()
+            self._more_may_come = True
+            self.transport.write(refusal)
+            self.transport.close()
+        else:
+            super().data_received(data)
+            self._watch_headers()
 
     def on_response_complete(self) -> None:
         """Go on to the next request, whose first bytes may be there already."""
@@ -146,8 +204,8 @@ class Connection(H11Protocol):
             except OSError:  # the peer is gone
                 transport.abort()
                 return
-            self.flow.resume_reading()
-            self._end_timer = self.loop.call_later(LINGER_S, transport.abort)
+            transport.set_protocol(_Discard(self, transport))
+            self._end_timer = self.loop.call_later(self.limits.write_s, transport.abort)
         else:
             transport.close()
             self._end_timer = self.loop.call_later(self.limits.write_s, transport.abort)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import time
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -13,6 +14,7 @@ from soundmark.server.problems import Problem
 ENVELOPE_BYTES = 64 << 10
 """What form fields, part headers and JSON around a recording may take."""
 SMALL_BYTES = 4096
+FRESH_S = 2.0
 Receive = Callable[[], Awaitable[Any]]
 
 
@@ -26,6 +28,8 @@ class Receiver:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self.held = 0  # bytes of all bodies that are being received
+        self._begun: dict[int, float] = {}  # upload under way -> when it began
+        self._keys = itertools.count()
 
     def check(self, length: str | None, limit: int) -> None:
         """Refuse by the announced length, before a byte of the body is read.
@@ -50,7 +54,9 @@ class Receiver:
         """
         pieces: list[bytes | bytearray] = []
         size = 0
-        deadline = time.monotonic() + self.config.body_s
+        key = next(self._keys)
+        self._begun[key] = time.monotonic()
+        deadline = self._begun[key] + self.config.body_s
         try:
             while True:
                 try:
@@ -78,6 +84,12 @@ class Receiver:
                     return pieces
         finally:
             self.held -= size
+            del self._begun[key]
+
+    def fresh(self) -> int:
+        """Return how many uploads began within `FRESH_S` and are under way; slow ones do not count against others."""
+        since = time.monotonic() - FRESH_S
+        return sum(began > since for began in self._begun.values())
 
     def _too_large(self, limit: int) -> Problem:
         return Problem("request_too_large", f"more than {limit} bytes", close=True)

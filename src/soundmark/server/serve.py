@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import errno
+import gc
 import ipaddress
 import logging
 import resource
 import signal
 import socket
+import time
 from collections.abc import Callable, Iterator
 
 import uvicorn
@@ -20,7 +23,10 @@ from soundmark.server import logs
 from soundmark.server.app import Service
 from soundmark.server.protocol import MAX_HEADER_BYTES, Connection
 
-BACKLOG = 2048
+BACKLOG, ACCEPTED_AT_ONCE = 2048, 64
+"""Connections that the system keeps for us, and that the event loop takes before it looks after the others again."""
+TIDY_S, MANY = 2.0, 16
+LAG_S = 0.1
 DRAIN_S = 0.3
 """After SIGTERM, idle connections get this long to learn of it by a 503 instead of a reset."""
 MIN_TOKEN = 16
@@ -137,6 +143,12 @@ class _Server(uvicorn.Server):
             loop.add_signal_handler(number, self.handle_exit, number, None)
         yield
 
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Start to listen, with the longer backlog."""
+        await super().startup(sockets)
+        for sock in sockets or []:
+            sock.listen(BACKLOG)
+
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests with 503, finish accepted ones, then close."""
         _log.info("ending", extra={"waiting": len(self.service.pool.jobs)})
@@ -155,19 +167,20 @@ async def _run(
     server = _Server(
         uvicorn.Config(
             service.app,
-            http=type("Connection", (Connection,), {"limits": config}),
+            http=type("Connection", (Connection,), {"limits": config, "shed": staticmethod(service.shed)}),
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
-            backlog=BACKLOG,
+            backlog=ACCEPTED_AT_ONCE,
             h11_max_incomplete_event_size=MAX_HEADER_BYTES,
             timeout_keep_alive=round(config.keep_alive_s) or 1,
             timeout_graceful_shutdown=round(config.grace_s) or 1,
         ),
         service,
     )
+    tidying = asyncio.create_task(_tidy(service, server))
     reloading: set[asyncio.Task[None]] = set()
 
     def reload() -> None:
@@ -184,8 +197,27 @@ async def _run(
     try:
         await server.serve(sockets=[sock])
     finally:
+        tidying.cancel()
         await service.pool.stop()
     _log.info("ended")
+
+
+async def _tidy(service: Service, server: uvicorn.Server) -> None:
+    """Give memory back to the system after a rush: connections are cycles of objects, and the C library keeps pages."""
+    gc.collect()
+    gc.freeze()
+    rush = False
+    while True:
+        for _ in range(round(TIDY_S / LAG_S)):
+            due = time.perf_counter() + LAG_S
+            await asyncio.sleep(LAG_S)
+            service.metrics.lag.observe(max(0.0, time.perf_counter() - due))
+        busy = len(server.server_state.connections) > MANY or service.receiver.held > 1 << 20
+        if rush and not busy:
+            gc.collect()
+            with contextlib.suppress(OSError, AttributeError):  # not glibc
+                ctypes.CDLL(None).malloc_trim(0)
+        rush = busy
 
 
 async def _reload(service: Service) -> None:
