@@ -22,6 +22,7 @@ from soundmark import (
     cli_learn,
     cli_options,
     cli_report,
+    cli_serve,
     config,
     errors,
 )
@@ -95,11 +96,18 @@ def cli() -> None:
     """Recognise environmental sounds on small machines: train, judge honestly, compress, classify."""
 
 
-cli_data.data.add_command(cli_features.prepare)
-for verb in (cli_learn.train, cli_learn.export, cli_learn.evaluate, cli_data.data, cli_features.features):
-    cli.add_command(verb)
-cli_data.data.add_command(cli_inspect.inspect)
-for verb in (cli_report.report, cli_report.compare):
+for verb in (cli_inspect.inspect, cli_features.prepare):
+    cli_data.data.add_command(verb)
+for verb in (
+    cli_learn.train,
+    cli_learn.export,
+    cli_learn.evaluate,
+    cli_report.report,
+    cli_report.compare,
+    cli_data.data,
+    cli_features.features,
+    cli_serve.serve,
+):
     cli.add_command(verb)
 
 
@@ -122,6 +130,10 @@ for verb in (cli_report.report, cli_report.compare):
 )
 @click.option("--strict", is_flag=True, help="Refuse damaged recordings instead of flagging them.")
 @cli_options.threads
+@click.option(
+    "--server", metavar="URL", help="Let a `soundmark serve` elsewhere do the work; its model counts."
+)
+@cli_options.token
 def classify(
     paths: tuple[str, ...],
     model: str | None,
@@ -130,8 +142,16 @@ def classify(
     max_seconds: float | None,
     strict: bool,
     threads: int,
+    server: str | None,
+    token: str | None,
 ) -> int:
     """Name the sounds in recordings. PATH is a file, a folder, a glob pattern, or - for standard input."""
+    if server is not None:
+        if model is not None or max_seconds is not None:
+            raise click.UsageError(
+                "--model and --max-seconds are up to the server", click.get_current_context()
+            )
+        return cli_serve.classify_there(server, token, paths, form, top_k=top_k, strict=strict)
     given = {} if max_seconds is None else {"max_seconds": max_seconds}
     limits = config.from_dict(given, config.AudioLimits, where="command line")
     from soundmark import batch, render

@@ -70,6 +70,11 @@ threads = click.option(
 )
 
 
+token = click.option(
+    "--token", envvar="SOUNDMARK_TOKEN", metavar="T", help="Token of the server; better in $SOUNDMARK_TOKEN."
+)
+
+
 def folds(text: str | None) -> tuple[int, ...] | None:
     """Return the folds of a list such as ``1,2``, None where nothing was given."""
     try:
