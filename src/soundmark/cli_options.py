@@ -101,12 +101,15 @@ def command(context: click.Context) -> str:
         if context.get_parameter_source(parameter.name or "") is not ParameterSource.COMMANDLINE:
             continue
         value = context.params[parameter.name or ""]
-        values = [
-            Path(str(one)).name or str(one) for one in (value if isinstance(value, tuple) else (value,))
-        ]
+        values = [_last_part(str(one)) for one in (value if isinstance(value, tuple) else (value,))]
         if isinstance(parameter, click.Option):
             flag = parameter.opts[-1]
             words += [flag] if parameter.is_flag else [word for one in values for word in (flag, one)]
         else:
             words += values
     return shlex.join(words)
+
+
+def _last_part(text: str) -> str:
+    start = "esc10:" if text.startswith("esc10:") else ""
+    return start + (Path(text.removeprefix(start)).name or text.removeprefix(start))

@@ -4,28 +4,15 @@ from __future__ import annotations
 
 import base64
 import math
-import struct
-import zlib
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from soundmark.plots import png
+
 Array = npt.NDArray[Any]
 
-_STOPS = np.array(  # dark to bright, even steps of lightness: position, red, green, blue
-    [
-        (0.0, 12, 7, 40),
-        (0.2, 66, 15, 105),
-        (0.4, 138, 34, 105),
-        (0.6, 205, 65, 70),
-        (0.8, 246, 130, 25),
-        (1.0, 252, 240, 160),
-    ]
-)
-_SCALE = np.linspace(0, 1, 256)
-PALETTE = np.stack([np.interp(_SCALE, _STOPS[:, 0], _STOPS[:, i]) for i in (1, 2, 3)], 1).astype(np.uint8)
-"""Colours of a picture, (256, 3)."""
 GAP = 1
 
 
@@ -64,23 +51,3 @@ def _sheet(levels: Array) -> Array:
         top, left = i // across * (rows + GAP), i % across * (columns + GAP)
         out[top : top + rows, left : left + columns] = levels[i]
     return out
-
-
-def png(levels: Array) -> bytes:
-    """Return levels ``(rows, columns)`` uint8 as a PNG with `PALETTE` (PNG specification, ISO/IEC 15948)."""
-    rows, columns = levels.shape
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    lines = np.zeros((rows, columns + 1), np.uint8)  # a filter byte before each line: none
-    lines[:, 1:] = levels
-    return b"".join(
-        (
-            b"\x89PNG\r\n\x1a\n",
-            chunk(b"IHDR", struct.pack(">IIBBBBB", columns, rows, 8, 3, 0, 0, 0)),
-            chunk(b"PLTE", PALETTE.tobytes()),
-            chunk(b"IDAT", zlib.compress(lines.tobytes(), 6)),
-            chunk(b"IEND", b""),
-        )
-    )
