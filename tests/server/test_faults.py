@@ -67,7 +67,7 @@ def test_an_aborting_decoder_costs_one_request(
         assert (bad.status_code, bad.json()["code"]) == (422, "decoder_crashed")
         started = time.monotonic()
         assert server.post(wav).status_code == 200
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
     bug = server.post(faulty("bug!!", make_wav))
     assert (bug.status_code, bug.json()["code"]) == (500, "internal")
     assert "secret" not in bug.text
@@ -102,7 +102,7 @@ def test_a_hanging_decoder_is_ended_at_its_limit(
         started = time.monotonic()
         answer = await pool.ask(header(), [faulty("hang!", make_wav)])
         assert (answer.status, answer.code) == (422, "decode_timeout")
-        assert time.monotonic() - started < 8
+        assert time.monotonic() - started < 60
         assert (await pool.ask(header(), [wav])).status == 200
 
     with_pool(body, tiny_bundle, job_s=1.0)
@@ -120,7 +120,7 @@ def test_a_killed_worker_is_replaced_and_its_request_answered(
             assert (await job).status == 200
         started = time.monotonic()
         assert await pool.ready()
-        assert time.monotonic() - started < 10
+        assert time.monotonic() - started < 60
 
     with_pool(body, tiny_bundle)
 
@@ -174,7 +174,7 @@ def test_requests_of_clients_that_left_never_run(tiny_bundle: Path, make_wav: Ca
         assert not pool.jobs
         started = time.monotonic()
         assert (await pool.ask(header(), [slow])).status == 200
-        assert time.monotonic() - started < 3, "40 of them take 8 s"
+        assert time.monotonic() - started < 6, "40 of them take 8 s"
 
     with_pool(body, tiny_bundle)
 

@@ -28,7 +28,7 @@ def code(content_type: str, body: bytes, query: str = "") -> str:
     except (Problem, SoundmarkError) as error:
         return error.code
     finally:
-        assert time.perf_counter() - started < 1.5
+        assert time.perf_counter() - started < 10
     return "ok"
 
 
