@@ -117,8 +117,8 @@ def request(
     content: bytes, kind: str = "audio/wav", path: str = "/v1/classify", close: bool = False
 ) -> bytes:
     end = "Connection: close\r\n" if close else ""
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\nContent-Length: {len(content)}\r\n{end}\r\n"
-    return head.encode() + content
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{end}"
+    return head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
@@ -291,7 +291,8 @@ def mixed(_: str | None, count: int = 10_000) -> dict[str, Any]:
         request(json.dumps({"audio": text}).encode(), "application/json"),
         request(good[: len(good) // 2]), request(good, path="/v1/classify?timeline=true&mel=png"),
         request(good, path="/v1/classify?feature_maps=stem&class_activation=array"),
-        request(b"<html>"), request(b'{"audio": "!"}', "application/json"), request(b"--x", "multipart/form-data; boundary=x"),
+        request(b"<html>"), request(b'{"audio": "!"}', "application/json"),
+        request(b"--x", "multipart/form-data; boundary=x"),
     ]  # fmt: skip
     statuses: Counter[int] = Counter()
 

@@ -13,8 +13,9 @@ from starlette.exceptions import HTTPException
 from soundmark.config import ServeConfig
 from soundmark.server import openapi, schemas, uploads
 from soundmark.server.gate import LOOPBACK, Gate
+from soundmark.server.jobs import Answer
 from soundmark.server.metrics import CONTENT_TYPE, Metrics
-from soundmark.server.pool import Answer, Pool
+from soundmark.server.pool import Pool
 from soundmark.server.problems import INTERNAL, MEDIA_TYPE, Problem
 from soundmark.server.process import COMMAND
 from soundmark.server.receiving import ENVELOPE_BYTES, ClientGone, Receiver

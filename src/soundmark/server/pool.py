@@ -10,11 +10,11 @@ import signal
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 from soundmark.config import ServeConfig
 from soundmark.errors import BundleError
+from soundmark.server.jobs import Answer, Job
 from soundmark.server.problems import INTERNAL, Problem
 from soundmark.server.process import COMMAND, Chunk, WorkerProcess
 from soundmark.server.receiving import ClientGone
@@ -29,48 +29,6 @@ GOLDEN_S = 5.0
 FROM_OUTSIDE = (-signal.SIGKILL, -signal.SIGTERM)
 
 _log = logging.getLogger("soundmark.server")
-
-
-@dataclass(slots=True)
-class Answer:
-    """What a request ended with: status, JSON, and what the metrics count."""
-
-    status: int
-    body: bytes
-    code: str = ""
-    heard: list[dict[str, Any]] = field(default_factory=list)
-    queue_s: float = 0.0
-    work_s: float = 0.0
-    retry_after_s: int = 0
-
-
-@dataclass(slots=True, eq=False)
-class Job:
-    """One request on its way."""
-
-    header: dict[str, Any]
-    body: Sequence[Chunk] = field(repr=False)
-    answer: asyncio.Future[Answer]
-    limit_s: float
-    arrived: float = field(default_factory=time.monotonic)
-    started: float = 0.0
-    tries: int = 0
-    crashes: int = 0
-    rows: list[bytes] = field(default_factory=list)  # of a batch, as they come
-    heard: list[dict[str, Any]] = field(default_factory=list)
-    current: str = ""  # name of the recording of a batch that a worker is at
-
-    def finish(self, status: int, body: bytes, code: str = "") -> None:
-        """Give the answer, unless nobody waits for it any more."""
-        if not self.answer.done():
-            now = time.monotonic()
-            began = self.started or now
-            self.answer.set_result(Answer(status, body, code, self.heard, began - self.arrived, now - began))
-
-    def fail(self, code: str, detail: str) -> None:
-        """Give a problem as the answer."""
-        problem = Problem(code, detail)
-        self.finish(problem.status, problem.body(self.header["request_id"]), code)
 
 
 class Pool:
