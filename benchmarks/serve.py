@@ -117,9 +117,8 @@ def request(
     content: bytes, kind: str = "audio/wav", path: str = "/v1/classify", close: bool = False
 ) -> bytes:
     end = "Connection: close\r\n" if close else ""
-    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
-    head += f"Content-Length: {len(content)}\r\n{end}\r\n"
-    return head.encode() + content
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n{end}"
+    return head.encode() + f"Content-Length: {len(content)}\r\n\r\n".encode() + content
 
 
 async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:

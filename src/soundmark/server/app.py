@@ -13,7 +13,7 @@ from starlette.exceptions import HTTPException
 from soundmark.serve_config import ServeConfig
 from soundmark.server import openapi, schemas, uploads
 from soundmark.server.gate import LOOPBACK, Gate
-from soundmark.server.job import Answer
+from soundmark.server.jobs import Answer
 from soundmark.server.metrics import CONTENT_TYPE, Metrics
 from soundmark.server.pool import Pool
 from soundmark.server.problems import INTERNAL, MEDIA_TYPE, Problem

@@ -14,7 +14,7 @@ from typing import Any
 
 from soundmark.errors import BundleError
 from soundmark.serve_config import ServeConfig
-from soundmark.server.job import Answer, Job
+from soundmark.server.jobs import Answer, Job
 from soundmark.server.problems import INTERNAL, Problem
 from soundmark.server.process import COMMAND, Chunk, WorkerProcess
 from soundmark.server.receiving import ClientGone

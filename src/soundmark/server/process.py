@@ -53,17 +53,24 @@ class WorkerProcess:
         """
         ours, theirs = socket.socketpair()
         mailbox = _mailbox()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *command,
-                str(theirs.fileno()),
-                str(mailbox),
-                pass_fds=[theirs.fileno(), mailbox],
-                stdin=asyncio.subprocess.DEVNULL,
-                stdout=asyncio.subprocess.DEVNULL,
-                stderr=asyncio.subprocess.DEVNULL,  # libmpg123 writes there for every damaged frame
-                env={**os.environ, **ONE_THREAD},
-            )
+        try:
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *command,
+                    str(theirs.fileno()),
+                    str(mailbox),
+                    pass_fds=[theirs.fileno(), mailbox],
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.DEVNULL,
+                    stderr=asyncio.subprocess.DEVNULL,  # libmpg123 writes there for every damaged frame
+                    env={**os.environ, **ONE_THREAD},
+                )
+        except OSError as error:  # no memory, no process or descriptor left
+            ours.close()
+            os.close(mailbox)
+            raise BundleError(
+                f"no worker process can be started: {error.strerror}", code="internal"
+            ) from None
         reader, writer = await asyncio.open_connection(sock=ours, limit=CHUNK_BYTES)
         try:
             writer.write(frames.pack({"model": model, "config": to_dict(config)}, 0))

@@ -1,4 +1,4 @@
-"""A request on its way through the pool, and the answer that it ends with."""
+"""A request between the HTTP process and a worker, and what it ends with."""
 
 from __future__ import annotations
 
@@ -22,7 +22,6 @@ class Answer:
     heard: list[dict[str, Any]] = field(default_factory=list)
     queue_s: float = 0.0
     work_s: float = 0.0
-    retry_after_s: int = 0
 
 
 @dataclass(slots=True, eq=False)
