@@ -15,6 +15,7 @@ from pathlib import Path
 import click
 
 from soundmark import __version__, cli_data, cli_features, cli_inspect, cli_learn, cli_options, config, errors
+from soundmark.cli_tune import cv, tune
 
 EXIT_PIPE = 141
 """The reader of standard output left (``| head``): 128 + SIGPIPE, as other programs in a pipe end."""
@@ -87,6 +88,8 @@ def cli() -> None:
 
 cli_data.data.add_command(cli_features.prepare)
 for verb in (cli_learn.train, cli_learn.export, cli_learn.evaluate, cli_data.data, cli_features.features):
+    cli.add_command(verb)
+for verb in (cv, tune):
     cli.add_command(verb)
 cli_data.data.add_command(cli_inspect.inspect)
 

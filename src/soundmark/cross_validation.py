@@ -166,7 +166,10 @@ def merged(reports: Mapping[int, Report], dataset: Dataset, *, command: str) -> 
             {
                 "fold": fold,
                 "accuracy": part.figures["accuracy"],
-                **{key: part.provenance[key] for key in ("model_digest", "model_bytes", "seconds", "training")},
+                **{
+                    key: part.provenance[key]
+                    for key in ("model_digest", "model_bytes", "seconds", "training")
+                },
             }
             for fold, part in zip(folds, parts, strict=True)
         ],

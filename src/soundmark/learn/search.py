@@ -69,7 +69,9 @@ def drawn(preset: Preset, trial: Trial) -> dict[str, Any]:
             if isinstance(_current(preset, path), int):
                 values[path] = trial.suggest_int(path, round(search.low), round(search.high), log=search.log)
             else:
-                values[path] = trial.suggest_float(path, float(search.low), float(search.high), log=search.log)
+                values[path] = trial.suggest_float(
+                    path, float(search.low), float(search.high), log=search.log
+                )
     return values
 
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Literal
+from typing import Any, Literal
 
 from soundmark.errors import MissingExtraError, StorageError
 
@@ -26,7 +26,7 @@ except ImportError as _error:
     raise MissingExtraError.of("tune", "optuna") from _error
 
 from optuna.storages import JournalStorage
-from optuna.storages.journal import BaseJournalFileLock, JournalFileBackend
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import Trial, TrialState
 
 Pruner = Literal["median", "hyperband", "none"]
@@ -46,8 +46,8 @@ def pruner(kind: Pruner, epochs: int) -> optuna.pruners.BasePruner:
 
 
 @dataclass
-class FileLock(BaseJournalFileLock):
-    """An exclusive lock on a file, waited for; the kernel drops it when the process dies."""
+class FileLock:
+    """An exclusive lock on a file, waited for; the kernel drops it when the process dies (Optuna's own ones stay)."""
 
     path: Path
     handle: int = -1
@@ -91,7 +91,8 @@ class SharedStudy:
             out.mkdir(parents=True, exist_ok=True)
             with FileLock(out / "journal.lock"):
                 _drop_half_line(path)
-            storage = JournalStorage(JournalFileBackend(str(path), FileLock(out / "journal.lock")))
+            lock: Any = FileLock(out / "journal.lock")  # has what Optuna calls: acquire and release
+            storage = JournalStorage(JournalFileBackend(str(path), lock))
         except OSError as error:
             raise StorageError(
                 f"{out} cannot be written ({error.strerror})", wanted="a writable folder"

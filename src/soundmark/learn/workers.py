@@ -107,7 +107,9 @@ def _received(end: Connection, process: SpawnProcess) -> Any:
 
 
 def _child(end: Connection, function: Callable[..., Any], call: tuple[Any, ...]) -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to all of a terminal's processes; the parent decides
+    signal.signal(
+        signal.SIGINT, signal.SIG_IGN
+    )  # Ctrl-C goes to all of a terminal's processes; the parent decides
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         end.send(("result", function(*call)))
