@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
-
-from optuna.trial import Trial
+from typing import TYPE_CHECKING, Any
 
 from soundmark.config import Preset, Search, from_dict, to_dict
 from soundmark.errors import ConfigError
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
 
 DEFAULTS: dict[str, Search] = {
     "train.optimizer": Search(choices=("adam", "rmsprop", "sgd", "adamw")),
@@ -61,10 +62,8 @@ def drawn(preset: Preset, trial: Trial) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for path, search in search_space(preset).items():
         if search.choices:
-            plain = all(isinstance(choice, bool | int | float | str) for choice in search.choices)
-            texts = search.choices if plain else tuple(json.dumps(choice) for choice in search.choices)
-            picked = trial.suggest_categorical(path, texts)  # type: ignore[arg-type]
-            values[path] = picked if plain else json.loads(str(picked))
+            known = {_text(choice): choice for choice in search.choices}
+            values[path] = known[trial.suggest_categorical(path, list(known))]
         elif search.low is not None and search.high is not None:
             if isinstance(_current(preset, path), int):
                 values[path] = trial.suggest_int(path, round(search.low), round(search.high), log=search.log)
@@ -72,6 +71,18 @@ def drawn(preset: Preset, trial: Trial) -> dict[str, Any]:
                 values[path] = trial.suggest_float(
                     path, float(search.low), float(search.high), log=search.log
                 )
+    return values
+
+
+def as_it_is(preset: Preset) -> dict[str, Any]:
+    """Return the preset's own values, as a study knows them: those that are in its search space."""
+    values: dict[str, Any] = {}
+    for path, search in search_space(preset).items():
+        own = _current(preset, path)
+        if search.choices and any(own == choice for choice in search.choices):
+            values[path] = _text(own)
+        elif isinstance(own, int | float) and search.low is not None and search.high is not None:
+            values |= {path: own} if search.low <= own <= search.high else {}
     return values
 
 
@@ -86,6 +97,11 @@ def with_values(preset: Preset, values: Mapping[str, Any]) -> Preset:
         section, _, key = path.partition(".")
         tree[section][key] = value
     return from_dict(tree, Preset, where="trial")
+
+
+def _text(choice: Any) -> Any:
+    """Return a choice as Optuna keeps it: a list as JSON."""
+    return json.dumps(choice) if isinstance(choice, tuple | list) else choice
 
 
 def _current(preset: Preset, path: str) -> Any:

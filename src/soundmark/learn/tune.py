@@ -1,8 +1,7 @@
 """The best preset that a number of trials found, judged on the inner split alone: no clip of the test fold is read.
 
-``out`` holds tune.json (whose it is), journal.log (Optuna's study), trials/<n>/ (preset.toml, run.json, history.jsonl and
-TensorBoard of each) and, after every trial anew, best.toml, trials.csv and tune.html. The same command goes on wherever
-it was ended; started several times, on one machine or on several that share the folder, it works on one study.
+``out`` holds tune.json (whose it is), journal.log (Optuna's study), trials/<n>/run (preset, history, TensorBoard) and, after every trial anew, best.toml, trials.csv and tune.html. The same command goes on wherever it was
+ended; started several times, on one machine or on several that share the folder, it works on one study.
 """
 
 from __future__ import annotations
@@ -16,7 +15,6 @@ from typing import Any
 
 import torch
 from msgspec.structs import replace
-from optuna.trial import FrozenTrial, Trial, TrialState
 
 import soundmark
 from soundmark import storage
@@ -24,8 +22,8 @@ from soundmark.config import Preset, to_dict, to_toml
 from soundmark.dataset import Dataset
 from soundmark.errors import ConfigError, SoundmarkError, TrainingError
 from soundmark.learn.run_folder import EpochReport, file_digest, read_history, settle
-from soundmark.learn.search import drawn, search_space, with_values
-from soundmark.learn.study import FileLock, Pruner, SharedStudy
+from soundmark.learn.search import as_it_is, drawn, search_space, with_values
+from soundmark.learn.study import FileLock, FrozenTrial, Pruner, SharedStudy, Trial, TrialState
 from soundmark.learn.train import train
 from soundmark.learn.tune_page import Row, csv_table, page
 from soundmark.learn.workers import in_processes, refuse_several_devices
@@ -144,6 +142,7 @@ def tune(
     with FileLock(out / "ask.lock"):
         settle(out / "tune.json", _identity(task))
     shared = task.open()
+    shared.first(as_it_is(preset))
     seen = {trial.number for trial in shared.finished()}
 
     def look() -> None:
@@ -163,8 +162,8 @@ def tune(
 def work(task: Task) -> None:
     """Work on trials of the study until there are enough."""
     shared = task.open()
-    for trial in shared.finished():  # what a killed process did not tidy up
-        _tidy(shared.folder(trial.number))
+    for done in shared.finished():  # what a killed process did not tidy up
+        _tidy(shared.folder(done.number))
     while True:
         with shared.next_trial(task.trials) as trial:
             if trial is None:

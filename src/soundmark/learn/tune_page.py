@@ -127,7 +127,8 @@ def _history(rows: Sequence[Row]) -> str:
     for row, loss in known:
         x, y = LEFT + 8 + row.number * step, _y(loss, low, high)
         kind = ' class="pruned"' if row.state == "pruned" else ""
-        dots += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"{kind}><title>trial {row.number}: {loss:.4f}, {row.state}</title></circle>'
+        said = f"<title>trial {row.number}: {loss:.4f}, {row.state}</title>"
+        dots += f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3.5"{kind}>{said}</circle>'
         if row.state == "complete" and loss < best:
             line += (
                 f"{'L' if line else 'M'}{x:.1f} {_y(min(best, high) if line else loss, low, high):.1f}"
