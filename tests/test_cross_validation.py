@@ -1,4 +1,4 @@
-"""cross_validation: a bundle answers only for the fold that it has never seen, and the figures are those of all answers."""
+"""cross_validation: a bundle answers only for the fold that it has never seen; figures are those of all answers."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ def training(fold: int, **changes: Any) -> dict[str, Any]:
     return {"data": "ESC-50", "train_folds": others, "test_fold": fold, "preset": "p", **changes}
 
 
-def told(data: Dataset, fold: int, wrong: tuple[str, ...] = (), **changes: Any) -> Any:
+def told(dataset: Dataset, fold: int, wrong: tuple[str, ...] = (), **changes: Any) -> Any:
     """Return a classifier that is right about all clips but ``wrong`` ones; None is a failure."""
     scores: dict[str, list[float] | None] = {}
-    for clip in data.clips:
+    for clip in dataset.clips:
         target = LABELS.index(clip.label)
         scores[clip.path.stem] = np.eye(len(LABELS))[(target + (clip.name in wrong)) % len(LABELS)].tolist()
     made: Any = Told(scores, training(fold, **changes))

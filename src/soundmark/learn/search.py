@@ -29,10 +29,11 @@ DEFAULTS: dict[str, Search] = {
     "augment.freq_masks": Search(low=0, high=4),
     "augment.tilt_db": Search(low=0.0, high=6.0),
     "augment.stretch": Search(low=1.0, high=1.3),
+    "augment.shift_bands": Search(low=0, high=4),
 }
 """What is searched for every preset; widths and architectures belong to a preset's own ``[tune]``."""
 
-FOR_SPECTRA = frozenset({"augment.freq_masks", "augment.tilt_db", "augment.stretch"})
+FOR_SPECTRA = frozenset({"augment.freq_masks", "augment.tilt_db", "augment.stretch", "augment.shift_bands"})
 """Entries of `DEFAULTS` that mean nothing for a wave."""
 
 

@@ -1,7 +1,8 @@
 """The best preset that a number of trials found, judged on the inner split alone: no clip of the test fold is read.
 
-``out`` holds tune.json (whose it is), journal.log (Optuna's study), trials/<n>/run (preset, history, TensorBoard) and, after every trial anew, best.toml, trials.csv and tune.html. The same command goes on wherever it was
-ended; started several times, on one machine or on several that share the folder, it works on one study.
+``out`` holds tune.json (whose it is), journal.log (Optuna's study), trials/<n>/run (preset, history, TensorBoard) and,
+after every trial anew, best.toml, trials.csv and tune.html. The same command goes on wherever it was ended; started
+several times, on one machine or on several that share the folder, it works on one study.
 """
 
 from __future__ import annotations
