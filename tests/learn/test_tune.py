@@ -30,6 +30,7 @@ from soundmark.learn import cv, tune, workers  # noqa: E402
 from soundmark.learn.search import as_it_is, search_space, with_values  # noqa: E402
 from soundmark.learn.study import SharedStudy, TrialState  # noqa: E402
 from soundmark.learn.train import train  # noqa: E402
+from soundmark.sources import open_dataset  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -238,9 +239,9 @@ def test_the_median_prunes_what_is_worse(
 
 
 def test_a_killed_tuning_goes_on_to_what_an_uninterrupted_one_finds(
-    data_root: Path, dataset: Dataset, tmp_path: Path, request: pytest.FixtureRequest
+    data_root: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    preset, killed_out = small(6), tmp_path / "killed"
+    dataset, preset, killed_out = open_dataset(data_root), small(6), tmp_path / "killed"
     (tmp_path / "p.toml").write_text(to_toml(preset))
     args = [
         "tune",
@@ -270,8 +271,6 @@ def test_a_killed_tuning_goes_on_to_what_an_uninterrupted_one_finds(
 def test_a_killed_cross_validation_goes_on(
     data_root: Path, tmp_path: Path, request: pytest.FixtureRequest
 ) -> None:
-    from soundmark.sources import open_dataset
-
     dataset, out, preset = open_dataset(data_root), tmp_path / "cv", synthetic.tiny_preset(epochs=10)
     (tmp_path / "p.toml").write_text(to_toml(preset))
     args = ["cv", str(tmp_path / "p.toml"), "--data", str(data_root), "--out", str(out), "--folds", "1,2"]
