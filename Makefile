@@ -70,7 +70,7 @@ $(VENV)/.soundmark-core: $(VENV)/.soundmark-venv pyproject.toml constraints.txt 
 $(VENV)/.soundmark-dev: $(VENV)/.soundmark-venv pyproject.toml constraints.txt
 	@echo 'Installing $(TORCH), then the training and development extras, into $(VENV)'
 	@$(PIP) install '$(TORCH)'
-	@$(PIP) install --editable '.[train,data,dev]'
+	@$(PIP) install --editable '.[train,data,serve,dev]'
 	@touch $@
 
 $(VENV)/.soundmark-bench: $(VENV)/.soundmark-venv pyproject.toml constraints.txt $(SOURCES)

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundmark import bundle, cli, cli_learn, config, errors
+from soundmark import bundle, cli, cli_learn, cli_options, config, errors
 from soundmark.config import Preset, TrainConfig, load_preset
 from soundmark.dataset import ESC50_VARIABLE
 from synthetic import table_rows, tiny_preset, write_esc50, write_table
@@ -602,6 +602,32 @@ def test_smoke_prints_shapes_and_leaves_nothing_behind(
     )
     assert (given["test_fold"], given["out"]) == (2, tmp_path / "x")
     assert call("train", "edge", "--data", root).status == 2
+
+
+def test_a_report_says_the_command_and_no_folder(
+    call: Callable[..., Called], data: Path, tiny_bundle: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "r.json"
+    call(
+        "evaluate",
+        "--model",
+        tiny_bundle,
+        "--data",
+        data,
+        "--lenient",
+        "--folds",
+        "1",
+        "--json",
+        "--out",
+        out,
+    )
+    said = json.loads(out.read_text("utf-8"))["command"]
+    assert said.startswith(f"soundmark evaluate --model {tiny_bundle.name} --data {data.name} --lenient")
+    assert sorted(said.split()[7:]) == sorted(["--folds", "1", "--out", "r.json", "--json"])
+    context = click.Context(cli_learn.evaluate, info_name="evaluate")
+    with context:
+        cli_learn.evaluate.parse_args(context, ["--data", "esc10:/some/where/ESC-50", "--folds", "2"])
+    assert cli_options.command(context) == "evaluate --data esc10:ESC-50 --folds 2"
 
 
 def test_evaluate_against(call: Callable[..., Called], data: Path, tiny_bundle: Path) -> None:

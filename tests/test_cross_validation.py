@@ -66,7 +66,7 @@ def test_a_clip_that_cannot_be_classified_counts_as_wrong(data: Dataset) -> None
     deaf = told(data, 1)
     deaf.scores["a0"] = None
     reports = {1: evaluate(deaf, data, folds=[1]), 2: evaluate(told(data, 2), data, folds=[2])}
-    whole = merged(reports, data, command="test")
+    whole = merged(reports, data, made_by="test")
     assert whole.figures["accuracy"] == 0.75
     assert (whole.figures["failed"], len(whole.failures)) == (1, 1)
 

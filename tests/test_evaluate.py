@@ -29,7 +29,7 @@ class Told:
     ) -> None:
         self.scores, self.labels = scores, labels
         provenance = {} if training is None else {"training": training}
-        self.manifest = SimpleNamespace(provenance=provenance)
+        self.manifest = SimpleNamespace(provenance=provenance, decision=SimpleNamespace(temperature=1.0))
         self.bundle = SimpleNamespace(model=b"onnx")
 
     def classify_many(self, sources: Iterable[Path], *, top_k: int) -> Iterator[Any]:

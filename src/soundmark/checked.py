@@ -82,14 +82,17 @@ def overridden(config: C, overrides: Iterable[str], *, where: str = "command lin
     return from_dict(tree, type(config), where=where)
 
 
-def from_dict(tree: Mapping[str, Any], kind: type[C], *, where: str = "config") -> C:
-    """Return ``tree`` as a checked config of type ``kind``; `ConfigError` names the key and the nearest known one."""
+def from_dict(tree: Mapping[str, Any], kind: type[C], *, where: str = "config", text: bool = False) -> C:
+    """Return ``tree`` as a checked config of type ``kind``; `ConfigError` names the key and the nearest known one.
+
+    With ``text``, numbers may be written as text, as on a command line.
+    """
     _refuse_unknown(tree, kind, where, "")
     try:
-        return msgspec.convert(tree, kind)
+        return msgspec.convert(tree, kind, strict=not text)
     except (msgspec.ValidationError, ValueError, RecursionError) as error:
-        text = str(error).replace(" - at `$.", " at `").replace(" - at `$`", "")
-        raise ConfigError(f"{where}: {text}", wanted=f"a valid {kind.__name__}") from None
+        message = str(error).replace(" - at `$.", " at `").replace(" - at `$`", "")
+        raise ConfigError(f"{where}: {message}", wanted=f"a valid {kind.__name__}") from None
 
 
 def from_options(options: Mapping[str, str | None], kind: type[C]) -> C:

@@ -6,7 +6,6 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 from time import perf_counter
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -16,7 +15,7 @@ from soundmark.bundle import Bundle, Golden, Manifest
 from soundmark.config import AudioLimits, FrontendConfig, WindowConfig, to_dict
 from soundmark.errors import AudioError, BundleError, SoundmarkError
 from soundmark.frontend import FRONTEND_VERSION, Frontend, fingerprint
-from soundmark.postprocess import Failure, Prediction, decide, softmax
+from soundmark.postprocess import Failure, Prediction, decide, softmax, source_name
 from soundmark.runtime import Runtime
 from soundmark.scan import Found
 
@@ -120,9 +119,27 @@ class Classifier:
         """The session."""
         return self._runtime
 
+    def hear(
+        self,
+        source: audio.Source | audio.Audio,
+        *,
+        limits: AudioLimits | None = None,
+        strict: bool = False,
+        array_rate: int | None = None,
+    ) -> audio.Audio:
+        """Return what `audio.load` makes of ``source`` at `sample_rate`; `classify` takes it as well."""
+        if isinstance(source, audio.Audio):
+            return source
+        rate, limits = self.sample_rate, limits or _LIMITS
+        return audio.load(source, sample_rate=rate, limits=limits, strict=strict, array_rate=array_rate)
+
+    def verify(self) -> None:
+        """Raise `BundleError` (``golden_mismatch``) unless the golden window still gives what its exporter saw."""
+        _check_golden(self.manifest, self._frontend, self._runtime)
+
     def classify(
         self,
-        source: audio.Source,
+        source: audio.Source | audio.Audio,
         *,
         top_k: int = 3,
         limits: AudioLimits | None = None,
@@ -133,7 +150,7 @@ class Classifier:
         """Return what is heard in one recording.
 
         Args:
-            source: path, bytes, binary file or array.
+            source: path, bytes, binary file, array, or what `hear` gave.
             top_k: how many labels to list.
             limits: what the loader accepts; None for `AudioLimits()`.
             strict: refuse damaged recordings instead of flagging them.
@@ -145,13 +162,7 @@ class Classifier:
             BundleError: the model failed.
         """
         start = perf_counter()
-        heard = audio.load(
-            source,
-            sample_rate=self.sample_rate,
-            limits=limits or _LIMITS,
-            strict=strict,
-            array_rate=array_rate,
-        )
+        heard = self.hear(source, limits=limits, strict=strict, array_rate=array_rate)
         decoded = perf_counter()
         logits, frontend_s, model_s = self._logits(heard.samples)
         flags = heard.flags
@@ -217,20 +228,14 @@ class Classifier:
 
     def features(
         self,
-        source: audio.Source,
+        source: audio.Source | audio.Audio,
         *,
         limits: AudioLimits | None = None,
         strict: bool = False,
         array_rate: int | None = None,
     ) -> Array:
         """Return the features ``(n_windows, n_rows, n_frames)`` that `classify` gives to the model."""
-        heard = audio.load(
-            source,
-            sample_rate=self.sample_rate,
-            limits=limits or _LIMITS,
-            strict=strict,
-            array_rate=array_rate,
-        )
+        heard = self.hear(source, limits=limits, strict=strict, array_rate=array_rate)
         return np.stack([self._frontend(window) for window in self.windows(heard.samples)])
 
     def windows(self, samples: Array) -> Array:
@@ -270,18 +275,6 @@ class Classifier:
 
 
 _LIMITS = AudioLimits()
-
-
-def source_name(source: audio.Source) -> str:
-    """Return what results call a source: its path, the name of a file object, ``<bytes>`` or ``<array>``."""
-    if isinstance(source, (str, os.PathLike)):
-        return os.fspath(source)
-    if isinstance(source, (bytes, bytearray, memoryview)):
-        return "<bytes>"
-    if isinstance(source, (tuple, np.ndarray)):
-        return "<array>"
-    name: Any = getattr(source, "name", None)
-    return name if isinstance(name, str) else "<stream>"
 
 
 def golden(frontend: FrontendConfig, window: WindowConfig, model: bytes, *, n_labels: int) -> Golden:

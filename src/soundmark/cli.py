@@ -14,8 +14,19 @@ from pathlib import Path
 
 import click
 
-from soundmark import __version__, cli_data, cli_features, cli_inspect, cli_learn, cli_options, config, errors
-from soundmark.cli_tune import cv, tune
+from soundmark import (
+    __version__,
+    cli_data,
+    cli_features,
+    cli_inspect,
+    cli_learn,
+    cli_options,
+    cli_report,
+    cli_serve,
+    cli_tune,
+    config,
+    errors,
+)
 
 EXIT_PIPE = 141
 """The reader of standard output left (``| head``): 128 + SIGPIPE, as other programs in a pipe end."""
@@ -86,12 +97,21 @@ def cli() -> None:
     """Recognise environmental sounds on small machines: train, judge honestly, compress, classify."""
 
 
-cli_data.data.add_command(cli_features.prepare)
-for verb in (cli_learn.train, cli_learn.export, cli_learn.evaluate, cli_data.data, cli_features.features):
+for verb in (cli_inspect.inspect, cli_features.prepare):
+    cli_data.data.add_command(verb)
+for verb in (
+    cli_learn.train,
+    cli_learn.export,
+    cli_learn.evaluate,
+    cli_report.report,
+    cli_report.compare,
+    cli_data.data,
+    cli_features.features,
+    cli_serve.serve,
+):
     cli.add_command(verb)
-for verb in (cv, tune):
+for verb in (cli_tune.cv, cli_tune.tune):
     cli.add_command(verb)
-cli_data.data.add_command(cli_inspect.inspect)
 
 
 @cli.command()
@@ -113,6 +133,10 @@ cli_data.data.add_command(cli_inspect.inspect)
 )
 @click.option("--strict", is_flag=True, help="Refuse damaged recordings instead of flagging them.")
 @cli_options.threads
+@click.option(
+    "--server", metavar="URL", help="Let a `soundmark serve` elsewhere do the work; its model counts."
+)
+@cli_options.token
 def classify(
     paths: tuple[str, ...],
     model: str | None,
@@ -121,8 +145,16 @@ def classify(
     max_seconds: float | None,
     strict: bool,
     threads: int,
+    server: str | None,
+    token: str | None,
 ) -> int:
     """Name the sounds in recordings. PATH is a file, a folder, a glob pattern, or - for standard input."""
+    if server is not None:
+        if model is not None or max_seconds is not None:
+            raise click.UsageError(
+                "--model and --max-seconds are up to the server", click.get_current_context()
+            )
+        return cli_serve.classify_there(server, token, paths, form, top_k=top_k, strict=strict)
     given = {} if max_seconds is None else {"max_seconds": max_seconds}
     limits = config.from_dict(given, config.AudioLimits, where="command line")
     from soundmark import batch, render

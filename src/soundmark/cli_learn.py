@@ -214,11 +214,17 @@ def evaluate(
     if known_labels:
         known = [label for label in dataset.labels if label in classifiers[0].labels]
         dataset = dataset.with_labels(known) if known != list(dataset.labels) else dataset
+    command = cli_options.command(click.get_current_context())
     reports = []
     for classifier in classifiers:
+        if out and classifier is classifiers[0]:  # before the minutes that it takes
+            scored = chosen or dataset.folds
+            evaluation.refuse_stamped(evaluation.stamps(classifier, dataset, tuple(scored)), out)
         n_clips = len((dataset.in_folds(chosen) if chosen else dataset).clips)
         with render.clip_progress(f"evaluate {classifier.name}", n_clips) as on_clip:
-            reports.append(evaluation.evaluate(classifier, dataset, folds=chosen, on_clip=on_clip))
+            reports.append(
+                evaluation.evaluate(classifier, dataset, folds=chosen, on_clip=on_clip, command=command)
+            )
     equal = evaluation.agreement(*reports) if against else None
     if as_json:
         extra = {"against": {**reports[1].to_dict(), "equal_top_labels": equal}} if against else {}
@@ -253,7 +259,8 @@ def _evaluate_cv(
     )
     n_clips = len(dataset.in_folds(classifiers).clips)
     with render.clip_progress("evaluate", n_clips) as on_clip:
-        report, _ = cross_validation.evaluate_folds(classifiers, dataset, on_clip=on_clip)
+        command = cli_options.command(click.get_current_context())
+        report, _ = cross_validation.evaluate_folds(classifiers, dataset, on_clip=on_clip, command=command)
     if as_json:
         render.print_json(report.to_dict())
     else:

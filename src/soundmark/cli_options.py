@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import click
+from click.core import ParameterSource
 
 from soundmark import config
 
@@ -68,6 +70,11 @@ threads = click.option(
 )
 
 
+token = click.option(
+    "--token", envvar="SOUNDMARK_TOKEN", metavar="T", help="Token of the server; better in $SOUNDMARK_TOKEN."
+)
+
+
 def folds(text: str | None) -> tuple[int, ...] | None:
     """Return the folds of a list such as ``1,2``, None where nothing was given."""
     try:
@@ -82,3 +89,27 @@ def overrides(section: str, fields: dict[str, str | None]) -> list[str]:
     """Return ``section.key=value`` for every option of `config_options` that was given; no section for ""."""
     start = f"{section}." if section else ""
     return [f"{start}{key}={value}" for key, value in fields.items() if value is not None]
+
+
+def command(context: click.Context) -> str:
+    """Return what the user typed, for reports: options that were given, paths shortened to their last part.
+
+    A report is published; where its files lay on the machine that made it is nobody's business.
+    """
+    words = context.command_path.split()
+    for parameter in context.command.params:
+        if context.get_parameter_source(parameter.name or "") is not ParameterSource.COMMANDLINE:
+            continue
+        value = context.params[parameter.name or ""]
+        values = [_last_part(str(one)) for one in (value if isinstance(value, tuple) else (value,))]
+        if isinstance(parameter, click.Option):
+            flag = parameter.opts[-1]
+            words += [flag] if parameter.is_flag else [word for one in values for word in (flag, one)]
+        else:
+            words += values
+    return shlex.join(words)
+
+
+def _last_part(text: str) -> str:
+    start = "esc10:" if text.startswith("esc10:") else ""
+    return start + (Path(text.removeprefix(start)).name or text.removeprefix(start))

@@ -83,6 +83,7 @@ def cv(
             split=split,
             weights=weights,
             jobs=jobs,
+            command=cli_options.command(click.get_current_context()),
             on_epoch=on_epoch,
             on_note=lambda text: render.print_note(text, aside=True),
         )

@@ -82,7 +82,8 @@ def evaluate_folds(
     dataset: Dataset,
     *,
     on_clip: Callable[[int], None] | None = None,
-    command: str = "soundmark evaluate --cv",
+    made_by: str = "soundmark evaluate --cv",
+    command: str = "",
 ) -> tuple[Report, dict[int, Report]]:
     """Return the report over all folds, and that of each fold.
 
@@ -90,7 +91,8 @@ def evaluate_folds(
         classifiers: fold -> the classifier that has never seen it (`load_bundles`).
         dataset: with folds; where the classifiers know a choice of its labels, only those clips count.
         on_clip: called with 1 after every clip.
-        command: what the report is called.
+        made_by: what the report is called.
+        command: what the user typed, for the report.
 
     Raises:
         DatasetError: a bundle has seen its fold, does not say what it has seen, or was made from other data or folds.
@@ -102,10 +104,10 @@ def evaluate_folds(
     for fold, classifier in classifiers.items():
         refuse_if_seen(classifier, dataset, fold)
     reports = {
-        fold: evaluate(classifier, dataset, folds=[fold], on_clip=on_clip)
+        fold: evaluate(classifier, dataset, folds=[fold], on_clip=on_clip, command=command)
         for fold, classifier in classifiers.items()
     }
-    return merged(reports, dataset, command=command), reports
+    return merged(reports, dataset, made_by=made_by), reports
 
 
 def refuse_if_seen(classifier: Classifier, dataset: Dataset, fold: int) -> None:
@@ -134,7 +136,7 @@ def refuse_if_seen(classifier: Classifier, dataset: Dataset, fold: int) -> None:
         )
 
 
-def merged(reports: Mapping[int, Report], dataset: Dataset, *, command: str) -> Report:
+def merged(reports: Mapping[int, Report], dataset: Dataset, *, made_by: str) -> Report:
     """Return one report over the clips of all ``reports`` (fold -> report on that fold of ``dataset``).
 
     Accuracy, its interval (resampled by source over all folds) and every other figure are `evaluate.figures` of all
@@ -153,7 +155,7 @@ def merged(reports: Mapping[int, Report], dataset: Dataset, *, command: str) -> 
     trainings = [part.provenance["training"] for part in parts]
     provenance = {
         **parts[0].provenance,
-        "report": command,
+        "report": made_by,
         "model_digest": hashlib.sha256(digests.encode()).hexdigest(),
         "model_bytes": max(int(part.provenance["model_bytes"]) for part in parts),
         "data_digest": dataset.in_folds(folds).digest(),

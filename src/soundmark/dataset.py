@@ -27,6 +27,17 @@ ESC50_VARIABLE = "SOUNDMARK_ESC50"
 
 ESC50_COLUMNS = ("filename", "fold", "target", "category", "esc10", "src_file", "take")
 ESC50_WANTED = "ESC-50: a folder with meta/esc50.csv and audio/"
+ESC50_GROUPS = {
+    "animals": "dog rooster pig cow frog cat hen insects sheep crow",
+    "natural": "rain sea_waves crackling_fire crickets chirping_birds water_drops wind pouring_water toilet_flush "
+    "thunderstorm",
+    "human": "crying_baby sneezing clapping breathing coughing footsteps laughing brushing_teeth snoring "
+    "drinking_sipping",
+    "interior": "door_wood_knock mouse_click keyboard_typing door_wood_creaks can_opening washing_machine "
+    "vacuum_cleaner clock_alarm clock_tick glass_breaking",
+    "urban": "helicopter chainsaw siren car_horn engine train church_bells airplane fireworks hand_saw",
+}
+"""The five groups of ESC-50 (its README: targets 0-9, 10-19, ...), each with its ten labels in target order."""
 ESC50_SHARED_SOURCES = frozenset({"131943", "134049", "209698", "234879"})
 """Sources that stand in several official folds of ESC-50, each time under another label (9 clips)."""
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 EXIT_OK = 0
+EXIT_SERVER = 1
 EXIT_USAGE = 2
 EXIT_SOME_FAILED = 3
 EXIT_DISK = 4
@@ -142,6 +143,13 @@ class TrainingError(SoundmarkError):
 
     default_code = "training_stopped"
     exit_status = 1
+
+
+class ServerError(SoundmarkError):
+    """A Soundmark service does not answer, is busy, or refuses this client."""
+
+    default_code = "no_answer"
+    exit_status = EXIT_SERVER
 
 
 class MissingExtraError(SoundmarkError):

@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +22,17 @@ import numpy.typing as npt
 import onnxruntime
 
 import soundmark
-from soundmark import storage
+from soundmark import breakdowns, storage
+from soundmark.breakdowns import bootstrap_interval as bootstrap_interval
+from soundmark.breakdowns import share
 from soundmark.classifier import Classifier
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import DatasetError
 from soundmark.postprocess import Failure
 
-BOOTSTRAP_ROUNDS = 2000
 HEADLINE_TOP = 3
+PUBLISHED = ("docs", "results")
+"""The folder whose reports figures in text are copied from: no stamped report goes in there."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +85,10 @@ class Report:
         """Write the report as JSON, atomically.
 
         Raises:
+            DatasetError: it is stamped, and ``path`` is published; see `refuse_stamped`.
             StorageError: the disk refuses.
         """
+        refuse_stamped(self.stamps, path)
         storage.write_bytes(path, (json.dumps(self.to_dict(), indent=1) + "\n").encode())
 
 
@@ -91,6 +98,7 @@ def evaluate(
     *,
     folds: Iterable[int] | None = None,
     on_clip: Callable[[int], None] | None = None,
+    command: str = "",
 ) -> Report:
     """Return the report of ``classifier`` on the clips of ``folds`` (all where None).
 
@@ -99,6 +107,7 @@ def evaluate(
         dataset: the clips.
         folds: the folds to score.
         on_clip: called with 1 after every clip.
+        command: what the user typed, for the report.
 
     Raises:
         DatasetError: unknown fold, or labels that the model does not know.
@@ -133,8 +142,10 @@ def evaluate(
         "model": classifier.name,
         "model_digest": classifier.digest,
         "model_bytes": len(classifier.bundle.model),
+        "temperature": classifier.manifest.decision.temperature,
         "data": dataset.name,
         "data_digest": test_set.digest(),
+        "split": dataset.split,
         "folds": list(chosen),
         "n_clips": len(test_set.clips),
         "stamps": stamps(classifier, dataset, chosen),
@@ -142,8 +153,26 @@ def evaluate(
         "seconds": round(seconds, 2),
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "onnxruntime": onnxruntime.__version__,
+        "numpy": np.__version__,
+        "command": command,
     }
     return Report(figures(answers, failed, dataset.labels), provenance, tuple(answers), tuple(failures))
+
+
+def refuse_stamped(found: Iterable[str], path: Path) -> None:
+    """Refuse to publish a report that is not an honest one: ``path`` is below a folder ``docs/results``.
+
+    Raises:
+        DatasetError: it has stamps; the code is ``stamped``.
+    """
+    stamps = list(found)
+    if stamps and any(PUBLISHED in pairwise(one.parts[:-1]) for one in (path.absolute(), path.resolve())):
+        raise DatasetError(
+            f"a report stamped {stamps[0]!r} for {path}",
+            wanted="an honest report, or a folder other than docs/results",
+            cause="a model that was trained on the clips it is judged on, or a split that leaks",
+            code="stamped",
+        )
 
 
 def stamps(classifier: Classifier, dataset: Dataset, folds: tuple[int, ...]) -> list[str]:
@@ -183,7 +212,7 @@ def collection(name: str) -> str:
 
 
 def figures(answers: Sequence[Answer], failed: Sequence[Clip], labels: tuple[str, ...]) -> dict[str, Any]:
-    """Return accuracy with its 95 % interval, top-3, macro F1, per fold, per class and the confusion matrix.
+    """Return accuracy with its 95 % interval, top-3, macro F1, per fold and class, confusion, and `breakdowns`.
 
     A clip that could not be classified (``failed``) counts as wrong everywhere. The interval is a percentile bootstrap
     over *sources* (Efron 1979), because clips cut from one recording are not independent. Macro F1 averages the classes
@@ -194,8 +223,7 @@ def figures(answers: Sequence[Answer], failed: Sequence[Clip], labels: tuple[str
     for answer in answers:
         if answer.heard in index:
             confusion[index[answer.label], index[answer.heard]] += 1
-    missed = [Answer(c.name, c.fold, c.source, c.label, "", 0.0, len(labels), ()) for c in failed]
-    clips = [*answers, *missed]
+    clips = [*answers, *map(missed, failed)]
     n = len(clips)
     per_fold: dict[int, list[bool]] = defaultdict(list)
     for answer in clips:
@@ -204,30 +232,24 @@ def figures(answers: Sequence[Answer], failed: Sequence[Clip], labels: tuple[str
     per_class = [_class_figures(i, label, of_label[label], confusion) for i, label in enumerate(labels)]
     present = [row["f1"] for row in per_class if row["clips"]]
     return {
-        "accuracy": _share(sum(a.right for a in answers), n),
+        "accuracy": share(sum(a.right for a in answers), n),
         "accuracy_interval_95": bootstrap_interval(clips),
-        f"top{HEADLINE_TOP}": _share(sum(a.rank < HEADLINE_TOP for a in answers), n),
+        f"top{HEADLINE_TOP}": share(sum(a.rank < HEADLINE_TOP for a in answers), n),
         "macro_f1": round(float(np.mean(present)), 6) if present else 0.0,
         "failed": len(failed),
-        "per_fold": {str(fold): _share(sum(right), len(right)) for fold, right in sorted(per_fold.items())},
+        "per_fold": {str(fold): share(sum(right), len(right)) for fold, right in sorted(per_fold.items())},
         "per_class": per_class,
         "labels": list(labels),
         "confusion": confusion.tolist(),
+        "calibration": breakdowns.calibration(answers),
+        "coverage": breakdowns.coverage(clips),
+        "by_group": breakdowns.by_group(clips, labels),
     }
 
 
-def bootstrap_interval(answers: Sequence[Answer], *, seed: int = 0) -> list[float]:
-    """Return the 95 % interval ``[low, high]`` of the accuracy, resampling whole sources `BOOTSTRAP_ROUNDS` times."""
-    right: dict[str, list[bool]] = defaultdict(list)
-    for answer in answers:
-        right[answer.source].append(answer.right)
-    if not right:
-        return [0.0, 0.0]
-    hits = np.array([sum(group) for group in right.values()])
-    sizes = np.array([len(group) for group in right.values()])
-    draws = np.random.default_rng(seed).integers(0, len(hits), (BOOTSTRAP_ROUNDS, len(hits)))
-    accuracies = hits[draws].sum(axis=1) / sizes[draws].sum(axis=1)
-    return [round(float(q), 6) for q in np.quantile(accuracies, [0.025, 0.975])]
+def missed(clip: Clip) -> Answer:
+    """Return what counts for a clip without an answer: wrong, with every label before the true one."""
+    return Answer(clip.name, clip.fold, clip.source, clip.label, "", 0.0, sys.maxsize, ())
 
 
 def agreement(one: Report, other: Report) -> float:
@@ -240,7 +262,7 @@ def agreement(one: Report, other: Report) -> float:
     second = {answer.name: answer.heard for answer in other.answers}
     if first.keys() != second.keys() or not first:
         raise DatasetError("the two reports are about different clips", wanted="the same data and folds")
-    return _share(sum(first[name] == second[name] for name in first), len(first))
+    return share(sum(first[name] == second[name] for name in first), len(first))
 
 
 def _answer(
@@ -266,11 +288,7 @@ def _class_figures(i: int, label: str, clips: int, confusion: npt.NDArray[np.int
     return {
         "label": label,
         "clips": clips,
-        "precision": _share(hits, named),
-        "recall": _share(hits, clips),
-        "f1": _share(2 * hits, clips + named),
+        "precision": share(hits, named),
+        "recall": share(hits, clips),
+        "f1": share(2 * hits, clips + named),
     }
-
-
-def _share(part: int, whole: int) -> float:
-    return round(part / whole, 6) if whole else 0.0

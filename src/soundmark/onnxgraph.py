@@ -14,10 +14,12 @@ match their data; at most `MAX_NODES` nodes.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+import numpy as np
+import numpy.typing as npt
 from google.protobuf import (  # type: ignore[import-untyped]
     descriptor_pb2,
     descriptor_pool,
@@ -48,6 +50,7 @@ ALLOWED_OPS = frozenset(
     """.split()  # noqa: SIM905
 )
 
+FLOAT32, FLOAT64 = 1, 11
 _DTYPES = {  # TensorProto.DataType -> (numpy name, bytes per value, field that holds values when raw_data does not)
     1: ("float32", 4, "float_data"),
     2: ("uint8", 1, "int32_data"),
@@ -175,6 +178,24 @@ def input_output(model: Any) -> tuple[tuple[TensorInfo, ...], tuple[TensorInfo, 
     given = {tensor.name for tensor in model.graph.initializer}
     inputs = tuple(_info(value) for value in model.graph.input if value.name not in given)
     return inputs, tuple(_info(value) for value in model.graph.output)
+
+
+def add_outputs(model: Any, names: Iterable[str]) -> None:
+    """Make tensors inside the graph float32 outputs of ``model``, behind those it has; names that are out stay once."""
+    there = {value.name for value in model.graph.output}
+    for name in names:
+        if name not in there:
+            model.graph.output.add(name=name).type.tensor_type.elem_type = FLOAT32
+
+
+def values(tensor: Any) -> npt.NDArray[Any]:
+    """Return a tensor that `check` has allowed as an array (float16 as its bits, uint16)."""
+    dtype, _, field = _DTYPES[tensor.data_type]
+    if tensor.HasField("raw_data"):
+        flat = np.frombuffer(tensor.raw_data, np.dtype(dtype).newbyteorder("<"))
+    else:
+        flat = np.array(getattr(tensor, field), "uint16" if dtype == "float16" else dtype)
+    return flat.reshape(tuple(tensor.dims))
 
 
 def _info(value: Any) -> TensorInfo:

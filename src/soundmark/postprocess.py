@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -106,6 +107,18 @@ class Failure:
     def to_dict(self) -> dict[str, Any]:
         """Return ``{"path", "error": {"code", "message"}}``."""
         return {"path": self.source, "error": {"code": self.code, "message": self.message}}
+
+
+def source_name(source: object) -> str:
+    """Return what results call a source: its path, the name of a file object, ``<bytes>`` or ``<array>``."""
+    if isinstance(source, (str, os.PathLike)):
+        return os.fspath(source)
+    if isinstance(source, (bytes, bytearray, memoryview)):
+        return "<bytes>"
+    if isinstance(source, (tuple, np.ndarray)):
+        return "<array>"
+    name: Any = getattr(source, "name", None)
+    return name if isinstance(name, str) else "<stream>"
 
 
 def softmax(logits: npt.ArrayLike, temperature: float = 1.0) -> npt.NDArray[np.float64]:

@@ -28,7 +28,7 @@ from rich.progress import (
 )
 from rich.text import Text
 
-from soundmark import batch, config
+from soundmark import batch, breakdowns, config
 from soundmark.batch import visible
 from soundmark.postprocess import LabelScore, Prediction
 
@@ -388,14 +388,10 @@ def _fitted(labels: Iterable[LabelScore], width: int) -> str:
 
 
 def _worst_pairs(figures: dict[str, Any], most: int = 3) -> list[str]:
-    labels, confusion = figures["labels"], figures["confusion"]
-    pairs = [
-        (count, f"{labels[i]} as {labels[j]} {count}x")
-        for i, row in enumerate(confusion)
-        for j, count in enumerate(row)
-        if i != j and count
+    labels = figures["labels"]
+    return [
+        f"{labels[i]} as {labels[j]} {n}x" for i, j, n in breakdowns.worst_pairs(figures["confusion"], most)
     ]
-    return [text for _, text in sorted(pairs, reverse=True)[:most]]
 
 
 def _counted(rows: Iterable[batch.Row], on_clip: OnClip) -> Iterator[batch.Row]:

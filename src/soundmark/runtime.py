@@ -73,7 +73,7 @@ class Runtime:
         self._expect("input", inputs, INPUT, input_shape)
         self._expect("output", outputs, OUTPUT, (n_labels,))
         try:
-            self._session = ort.InferenceSession(model, _options(threads), providers=list(providers))
+            self._session = session(model, threads=threads, providers=providers)
         except Exception as error:  # ONNX Runtime has no common type
             raise self._error("cannot be loaded", error) from None
 
@@ -151,6 +151,13 @@ class Runtime:
             wanted="a model that this ONNX Runtime runs",
             cause=f"exported for another ONNX Runtime (this is {ort.__version__}), or larger than memory allows",
         )
+
+
+def session(
+    model: bytes, *, threads: int = 1, providers: Sequence[str] = ("CPUExecutionProvider",)
+) -> ort.InferenceSession:
+    """Return a session, under the limits of this file, of a graph that `onnxgraph.check` has allowed."""
+    return ort.InferenceSession(model, _options(threads), providers=list(providers))
 
 
 def _options(threads: int) -> Any:

@@ -16,6 +16,7 @@ from pathlib import Path, PurePosixPath
 from soundmark import storage
 from soundmark.dataset import (
     ESC50_COLUMNS,
+    ESC50_GROUPS,
     ESC50_WANTED,
     Clip,
     Dataset,
@@ -44,14 +45,7 @@ INDEX, ABOUT = "soundmark.csv", "soundmark.json"
 SYNTH_MARKER = "synth.json"
 """Holds the config of a synthetic set, so that nobody takes it for ESC-50."""
 
-_ESC50_LABELS = (
-    "dog rooster pig cow frog cat hen insects sheep crow rain sea_waves crackling_fire crickets chirping_birds "
-    "water_drops wind pouring_water toilet_flush thunderstorm crying_baby sneezing clapping breathing coughing "
-    "footsteps laughing brushing_teeth snoring drinking_sipping door_wood_knock mouse_click keyboard_typing "
-    "door_wood_creaks can_opening washing_machine vacuum_cleaner clock_alarm clock_tick glass_breaking helicopter "
-    "chainsaw siren car_horn engine train church_bells airplane fireworks hand_saw"
-)
-ESC50_LABELS = frozenset(_ESC50_LABELS.split())
+ESC50_LABELS = frozenset(" ".join(ESC50_GROUPS.values()).split())
 """The categories of ESC-50: a table with others is not ESC-50, whatever its layout."""
 
 _US8K_NAME = re.compile(r"(?P<stem>(?P<source>[0-9]+)-(?P<target>[0-9])-[0-9]+-[0-9]+)(\.[A-Za-z0-9]{1,5})?")

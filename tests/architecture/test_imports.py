@@ -14,7 +14,8 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 NEVER_TO_CLASSIFY = {
     "torch", "lightning_fabric", "safetensors", "onnx", "onnxscript", "tensorboard", "fastapi", "starlette", "uvicorn",
-    "streamlit", "plotly", "matplotlib", "ray", "pandas", "scipy", "librosa", "sklearn", "numba", "torchaudio",
+    "pydantic", "httpx", "prometheus_client", "streamlit", "plotly", "matplotlib", "ray", "pandas", "scipy", "librosa",
+    "sklearn", "numba", "torchaudio",
 }  # fmt: skip
 NEVER_TO_START = NEVER_TO_CLASSIFY | {"numpy", "onnxruntime", "soundfile", "soxr", "rich"}
 

@@ -14,7 +14,7 @@ import soundfile
 from soundmark.data import page as module
 from soundmark.data.inspect import Inspection, inspect
 from soundmark.data.page import page
-from soundmark.data.plots import bars, escape, histogram, waveform
+from soundmark.plots import bars, escape, histogram, waveform
 from soundmark.sources import open_dataset
 from synthetic import RATE, sound
 

@@ -1,13 +1,11 @@
-"""An `Inspection` as one HTML page that needs nothing else: style, plots and players are in it, and no script.
+"""An `Inspection` as one HTML page that needs nothing else, see `soundmark.pages`.
 
-A content security policy in the page forbids every request. Players are FLAC excerpts as data URIs, at most
+Players are FLAC excerpts as data URIs, at most
 `MAX_PLAYERS` and `MAX_AUDIO_BYTES` together, so the page of any data set stays below about 10 MB.
 """
 
 from __future__ import annotations
 
-import base64
-import io
 from collections import defaultdict
 from collections.abc import Iterator
 
@@ -16,9 +14,10 @@ import soundfile
 from soundmark.data.findings import CODES, SEVERITIES, Finding
 from soundmark.data.inspect import Inspection
 from soundmark.data.measure import at_its_rate
-from soundmark.data.plots import bars, escape, histogram, waveform
 from soundmark.dataset import Clip
 from soundmark.errors import AudioError
+from soundmark.pages import FOOT, flac, head, player, tiles
+from soundmark.plots import bars, escape, histogram
 
 EXCERPT_S = 5.0
 MAX_PLAYERS = 40
@@ -43,36 +42,6 @@ _PLOTS = (
     ("clipped_share", "clipped samples, share", "", True),
     ("dc", "DC offset", "full scale", True),
 )
-_HEAD = """<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta http-equiv="Content-Security-Policy" content="default-src 'none'; style-src 'unsafe-inline'; media-src data:">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}</title><style>
-:root {{ color-scheme: light dark; --ink: #1c2733; --soft: #5b6875; --page: #fbfaf7; --card: #fff; --line: #d9dcd6;
-  --bar: #2f6f73; --error: #b3261e; --warning: #9a6700; --note: #4a6785 }}
-@media (prefers-color-scheme: dark) {{ :root {{ --ink: #e6e8e6; --soft: #9aa7b0; --page: #14191d; --card: #1c2328;
-  --line: #36414a; --bar: #67b3b0; --error: #ff8a80; --warning: #e6b450; --note: #9cc0e6 }} }}
-body {{ margin: 0 auto; max-width: 68rem; padding: 1.5rem; background: var(--page); color: var(--ink);
-  font: 15px/1.5 system-ui, sans-serif }}
-h1 {{ font-size: 1.6rem; margin: 0 }} h2 {{ font-size: 1.15rem; margin: 2.2rem 0 .6rem }}
-p {{ margin: .4rem 0 }} .soft {{ color: var(--soft) }} .stamp {{ color: var(--error); font-weight: 700 }}
-.tiles, .plots, .players {{ display: grid; gap: .8rem; grid-template-columns: repeat(auto-fill, minmax(9rem, 1fr)) }}
-.plots, .players {{ grid-template-columns: repeat(auto-fill, minmax(18rem, 1fr)) }}
-.tiles div, .plots > *, .players > div {{ background: var(--card); border: 1px solid var(--line); border-radius: 6px;
-  padding: .6rem .8rem }}
-.tiles b {{ display: block; font-size: 1.3rem; font-variant-numeric: tabular-nums }}
-.error {{ color: var(--error) }} .warning {{ color: var(--warning) }} .note {{ color: var(--note) }}
-details, .group {{ border-top: 1px solid var(--line); padding: .5rem 0 }} summary {{ cursor: pointer }}
-ul {{ margin: .3rem 0; padding-left: 1.2rem }} li {{ overflow-wrap: anywhere }}
-svg {{ width: 100%; height: auto; display: block }} .bars {{ max-width: 40rem }}
-svg text {{ font-size: 11px; fill: var(--soft) }}
-svg .name {{ fill: var(--ink); font-weight: 600 }} rect {{ fill: var(--bar) }}
-path {{ stroke: var(--soft); fill: none }} .mark {{ stroke: var(--error); stroke-dasharray: 3 2 }}
-.wave path {{ stroke: var(--bar) }} audio {{ width: 100%; height: 2rem; margin-top: .3rem }}
-table {{ border-collapse: collapse }} td, th {{ padding: .15rem .7rem .15rem 0; text-align: left }}
-td.n {{ text-align: right; font-variant-numeric: tabular-nums }}
-</style></head><body>
-"""
 
 
 def page(inspection: Inspection) -> bytes:
@@ -81,20 +50,18 @@ def page(inspection: Inspection) -> bytes:
     The recordings of up to `MAX_PLAYERS` findings are decoded once more.
     """
     dataset = inspection.dataset
-    title = escape(f"{dataset.name}: data report")
-    parts = [_HEAD.format(title=title), f"<h1>{escape(dataset.name)}</h1>"]
+    title = f"{dataset.name}: data report"
+    parts = [head(title), f"<h1>{escape(dataset.name)}</h1>"]
     parts += [f'<p class="stamp">{escape(stamp)}</p>' for stamp in dataset.stamps]
     parts += [_tiles(inspection), _leaks(inspection), _findings(inspection), _listen(inspection)]
     parts += [_plots(inspection), _shortcut(inspection), _classes(inspection), _formats(inspection)]
-    parts.append(
-        f'<p class="soft">Made by soundmark data inspect. Folder: {escape(dataset.root)}</p></body></html>\n'
-    )
+    parts.append(f'<p class="soft">Made by soundmark data inspect. Folder: {escape(dataset.root)}</p>{FOOT}')
     return "\n".join(part for part in parts if part).encode("utf-8")
 
 
 def _tiles(inspection: Inspection) -> str:
     dataset, counts = inspection.dataset, inspection.counts
-    tiles = [
+    cells = [
         ("clips", f"{len(dataset.clips):,}", ""),
         ("hours", f"{inspection.hours:.2f}", ""),
         ("labels", str(len(dataset.labels)), ""),
@@ -103,8 +70,7 @@ def _tiles(inspection: Inspection) -> str:
         ("cannot be used", str(len(inspection.errors)), "error" if inspection.errors else ""),
         *((f"{name}s", f"{counts[name]:,}", name if counts[name] else "") for name in SEVERITIES),
     ]
-    cells = "".join(f'<div><b class="{kind}">{value}</b>{name}</div>' for name, value, kind in tiles)
-    return f'<p class="soft">{escape(dataset.layout)} layout</p><div class="tiles">{cells}</div>'
+    return f'<p class="soft">{escape(dataset.layout)} layout</p>{tiles(cells)}'
 
 
 def _leaks(inspection: Inspection) -> str:
@@ -154,18 +120,15 @@ def _listen(inspection: Inspection) -> str:
         try:
             heard = at_its_rate(clip.path)
             samples = heard.samples[: int(EXCERPT_S * heard.sample_rate)]
-            file = io.BytesIO()
-            soundfile.write(file, samples.clip(-1, 1), heard.sample_rate, format="FLAC", subtype="PCM_16")
+            data = flac(samples, heard.sample_rate)
         except (AudioError, soundfile.SoundFileError):  # gone since, or a rate that FLAC does not have
             continue
-        room -= len(data := file.getvalue())
+        room -= len(data)
         if room < 0:
             break
-        uri = f"data:audio/flac;base64,{base64.b64encode(data).decode('ascii')}"
         out.append(
             f"<div><b>{escape(clip.name)}</b> {escape(clip.label)}<br>"
-            f'<span class="soft">{escape(why)}</span>{waveform(samples)}'
-            f'<audio controls preload="none" src="{uri}"></audio></div>'
+            f'<span class="soft">{escape(why)}</span>{player(samples, data)}</div>'
         )
     if not out:
         return ""

@@ -35,6 +35,7 @@ def cross_validate(
     split: Split | None = None,
     weights: Path | None = None,
     jobs: int = 1,
+    command: str = "",
     on_epoch: Callable[[int], None] | None = None,
     on_clip: Callable[[int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -49,6 +50,7 @@ def cross_validate(
         split: what gave ``dataset`` its folds (`splits.folded`).
         weights: file of pretrained weights to start from.
         jobs: trainings at a time, each in a process with its share of the cores.
+        command: what the user typed, for the report.
         on_epoch: called with how many more epochs are done, of ``train.epochs`` times folds.
         on_clip: called with 1 per clip that is scored.
         on_note: called with a line for a person.
@@ -85,7 +87,9 @@ def cross_validate(
                 saw = f"fold {fold}: {result.saw}"
                 raise type(result)(saw, wanted=result.wanted, cause=result.cause, code=result.code)
         classifiers = load_bundles({fold: home / "bundle" for fold, home in homes.items()})
-        whole, parts = evaluate_folds(classifiers, dataset, on_clip=on_clip, command="soundmark cv")
+        whole, parts = evaluate_folds(
+            classifiers, dataset, on_clip=on_clip, made_by="soundmark cv", command=command
+        )
         for fold, report in parts.items():
             report.write(homes[fold] / "report.json")
         whole.write(out / "report.json")

@@ -1,0 +1,455 @@
+"""A real server under load, on loopback, for a bounded time: equal answers, overload, slow clients, throughput, memory.
+
+    python benchmarks/serve.py [answers overload mixed slow throughput] [--data ESC50] [--out docs/results/serve.json]
+
+The server is a process of its own with one worker. Clips are those of a data set (--data, $SOUNDMARK_ESC50), else demo
+sounds. Health is asked for from a process of its own, so that what is measured is the server, not the load.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import base64
+import contextlib
+import io
+import json
+import multiprocessing
+import os
+import re
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import timing
+
+for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
+    os.environ[_name] = "1"
+
+import numpy as np  # noqa: E402
+import soundfile  # noqa: E402
+
+from soundmark import Classifier  # noqa: E402
+from soundmark.demo import demo_clips  # noqa: E402
+
+PARTS = ("answers", "overload", "mixed", "slow", "throughput")
+MB = 1 << 20
+
+
+class Server:
+    """A running ``soundmark serve``."""
+
+    def __init__(self, *args: str) -> None:
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "soundmark", "serve", "--port", "0", *args],
+            stderr=subprocess.PIPE, text=True, stdin=subprocess.DEVNULL,
+        )  # fmt: skip
+        assert self.process.stderr is not None
+        line = next(
+            line for line in self.process.stderr if "listening" in line or line.startswith("soundmark:")
+        )
+        self.url = re.search(r"http://[^,]+", line)[0]  # type: ignore[index]
+        host, port = self.url.removeprefix("http://").split(":")
+        self.address = (host, int(port))
+        self.log: list[str] = []
+        self.thread = threading.Thread(target=lambda: self.log.extend(self.process.stderr), daemon=True)
+        self.thread.start()
+
+    @property
+    def pids(self) -> list[int]:
+        """The HTTP process and its workers."""
+        pid = self.process.pid
+        children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+        return [pid, *map(int, children)]
+
+    def rss(self) -> list[int]:
+        """Resident bytes of each process."""
+        return [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * 4096 for pid in self.pids]
+
+    def descriptors(self) -> list[int]:
+        """Open descriptors of each process."""
+        return [len(os.listdir(f"/proc/{pid}/fd")) for pid in self.pids]
+
+    def metrics(self) -> str:
+        """What /metrics says."""
+        with urllib.request.urlopen(self.url + "/metrics", timeout=30) as response:
+            return str(response.read().decode())
+
+    def cpu_s(self) -> float:
+        """CPU seconds of all processes."""
+        ticks = 0
+        for pid in self.pids:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+            ticks += int(fields[11]) + int(fields[12])
+        return ticks / os.sysconf("SC_CLK_TCK")
+
+    def stop(self) -> None:
+        """End it, and say so if it does not end well."""
+        self.process.send_signal(signal.SIGTERM)
+        try:
+            status = self.process.wait(40)
+        except subprocess.TimeoutExpired:
+            self.process.kill()
+            status = self.process.wait()
+        if status:
+            print(f"the server ended with {status}")
+
+
+@contextlib.contextmanager
+def serving(*args: str) -> Iterator[Server]:
+    server = Server(*args)
+    try:
+        yield server
+    finally:
+        server.stop()
+
+
+def request(
+    content: bytes, kind: str = "audio/wav", path: str = "/v1/classify", close: bool = False
+) -> bytes:
+    end = "Connection: close\r\n" if close else ""
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nContent-Type: {kind}\r\n"
+    head += f"Content-Length: {len(content)}\r\n{end}\r\n"
+    return head.encode() + content
+
+
+async def answer(reader: asyncio.StreamReader) -> tuple[int, bytes]:
+    """Return status and body."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+    length = int(re.search(r"content-length: (\d+)", head, re.IGNORECASE)[1])  # type: ignore[index]
+    return int(head.split()[1]), await reader.readexactly(length)
+
+
+def _health(address: tuple[str, int], seconds: float, every_s: float, pipe: Any) -> None:
+    """Ask /health/live again and again over new connections; send the milliseconds that each took."""
+    times, end = [], time.monotonic() + seconds
+    while time.monotonic() < end and not pipe.poll():
+        started = time.perf_counter()
+        try:
+            with socket.create_connection(address, timeout=30) as sock:
+                sock.sendall(b"GET /health/live HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n")
+                ok = b"".join(iter(lambda s=sock: s.recv(4096), b"")).startswith(b"HTTP/1.1 200")
+        except OSError:
+            ok = False
+        times.append(1e3 * (time.perf_counter() - started) if ok else 1e9)
+        time.sleep(every_s)
+    pipe.send(times)
+
+
+@contextlib.contextmanager
+def health(server: Server, seconds: float, every_s: float = 0.02) -> Iterator[list[float]]:
+    """Ask for health meanwhile; the list is filled at the end."""
+    here, there = multiprocessing.Pipe()
+    process = multiprocessing.get_context("spawn").Process(
+        target=_health, args=(server.address, seconds, every_s, there)
+    )
+    process.start()
+    times: list[float] = []
+    try:
+        yield times
+    finally:
+        here.send(None)
+        if here.poll(60):
+            times += here.recv()
+        process.join(10)
+
+
+def percentiles(times: list[float]) -> dict[str, float]:
+    return {f"p{p}_ms": round(float(np.percentile(times, p)), 2) for p in (50, 95, 99)} if times else {}
+
+
+def clips(data: str | None, count: int) -> list[tuple[str, bytes]]:
+    """Return names and bytes of recordings."""
+    if data:
+        return [
+            (str(p), p.read_bytes())
+            for p in sorted((Path(data) / "audio").iterdir())[:: 2000 // count][:count]
+        ]
+    found = []
+    for seed in range(-(-count // 10)):
+        for clip in demo_clips(seed=seed):
+            memory = io.BytesIO()
+            soundfile.write(memory, clip.samples, clip.sample_rate, format="WAV", subtype="PCM_16")
+            found.append((clip.name, memory.getvalue()))
+    return found[:count]
+
+
+def answers(data: str | None) -> dict[str, Any]:
+    """F2: by raw body, multipart and base64, the answers are those of ``soundmark classify``."""
+    import httpx
+
+    found = clips(data, 100)
+    if data:
+        command = [
+            sys.executable,
+            "-m",
+            "soundmark",
+            "classify",
+            "--format",
+            "jsonl",
+            *(name for name, _ in found),
+        ]
+        rows = [
+            json.loads(line)
+            for line in subprocess.run(command, capture_output=True, check=True).stdout.splitlines()
+        ]
+    else:
+        rows = [row.to_dict() for row in Classifier.load().classify_many([content for _, content in found])]
+    differences, equal = [], Counter[str]()
+    with serving() as server, httpx.Client(base_url=server.url, trust_env=False) as client:
+        for row, (_, content) in zip(rows, found, strict=True):
+            text = base64.b64encode(content).decode()
+            for road, options in {
+                "raw": {"content": content, "headers": {"Content-Type": "audio/ogg"}},
+                "multipart": {"files": {"file": ("x", content)}},
+                "base64": {"json": {"audio": text}},
+            }.items():
+                tree = client.post("/v1/classify", **options).json()
+                equal[road] += tree["label"] == row["label"]
+                here = {one["label"]: one["score"] for one in row["labels"]}
+                there = {one["label"]: one["score"] for one in tree["labels"]}
+                differences.append(max(abs(there.get(label, 9) - score) for label, score in here.items()))
+    return {"clips": len(found), "equal_top_1": dict(equal), "largest_score_difference": max(differences)}
+
+
+def overload(_: str | None) -> dict[str, Any]:
+    """F3: 1 000 parallel uploads of 1 MB at a queue of 64."""
+    memory = io.BytesIO()
+    noise = (0.1 * np.random.default_rng(0).standard_normal(12 * 44_100)).astype(np.float32)
+    soundfile.write(memory, noise, 44_100, format="WAV", subtype="PCM_16")
+    content = memory.getvalue()[: MB + 44]
+    good = request(content, close=True)
+    statuses: Counter[str] = Counter()
+    times: dict[str, list[float]] = {}
+
+    async def one(address: tuple[str, int]) -> None:
+        started = time.perf_counter()
+        try:
+            reader, writer = await asyncio.open_connection(*address)
+            try:
+                writer.write(good)
+                await writer.drain()
+                status = str((await asyncio.wait_for(answer(reader), 60))[0])
+            finally:
+                writer.close()
+        except (OSError, asyncio.IncompleteReadError, TimeoutError) as error:
+            status = type(error).__name__
+        statuses[status] += 1
+        times.setdefault(status, []).append(1e3 * (time.perf_counter() - started))
+
+    async def burst(address: tuple[str, int], count: int) -> None:
+        await asyncio.gather(*(one(address) for _ in range(count)))
+
+    with serving() as server:
+        for _ in range(2):  # warm: the allocators have seen a burst
+            asyncio.run(burst(server.address, 300))
+        time.sleep(6)
+        statuses.clear()
+        times.clear()
+        before, fds = server.rss(), server.descriptors()
+        with health(server, 60) as health_ms:
+            time.sleep(1)
+            started = time.monotonic()
+            asyncio.run(burst(server.address, 1000))
+            took = time.monotonic() - started
+        time.sleep(6)
+        after, fds_after = server.rss(), server.descriptors()
+        lag = {
+            float(found[1]): int(float(found[2]))
+            for found in re.finditer(
+                r'soundmark_loop_lag_seconds_bucket\{le="([0-9.]+)"\} (\S+)', server.metrics()
+            )
+        }
+    return {
+        "loop_lag_counts": lag,
+        "uploads": 1000, "bytes_each": len(content), "seconds": round(took, 2), "statuses": dict(statuses),
+        "accepted": percentiles(times.get("200", [])), "refused": percentiles(times.get("503", [])),
+        "health": percentiles(health_ms), "health_asked": len(health_ms),
+        "rss_growth_mb": [round((b - a) / 1e6, 2) for a, b in zip(before, after, strict=True)],
+        "rss_mb": [round(a / 1e6, 1) for a in after],
+        "descriptors_growth": [b - a for a, b in zip(fds, fds_after, strict=True)],
+    }  # fmt: skip
+
+
+def mixed(_: str | None, count: int = 10_000) -> dict[str, Any]:
+    """F3: 10 000 requests, 30 % bad, over 4 connections: memory per request, descriptors."""
+    memory = io.BytesIO()
+    noise = (0.1 * np.random.default_rng(0).standard_normal(8000)).astype(np.float32)
+    soundfile.write(memory, noise, 16_000, format="WAV", subtype="PCM_16")
+    good = memory.getvalue()
+    text = base64.b64encode(good).decode()
+    kinds = [
+        request(good), request(good), request(good),
+        request(json.dumps({"audio": text}).encode(), "application/json"),
+        request(good[: len(good) // 2]), request(good, path="/v1/classify?timeline=true&mel=png"),
+        request(good, path="/v1/classify?feature_maps=stem&class_activation=array"),
+        request(b"<html>"), request(b'{"audio": "!"}', "application/json"),
+        request(b"--x", "multipart/form-data; boundary=x"),
+    ]  # fmt: skip
+    statuses: Counter[int] = Counter()
+
+    async def run(address: tuple[str, int], n: int) -> None:
+        async def many(first: int) -> None:
+            reader, writer = await asyncio.open_connection(*address)
+            for i in range(first, n, 4):
+                writer.write(kinds[i % len(kinds)])
+                statuses[(await asyncio.wait_for(answer(reader), 60))[0]] += 1
+            writer.close()
+
+        await asyncio.gather(*(many(i) for i in range(4)))
+
+    with serving() as server:
+        asyncio.run(run(server.address, count // 5))
+        statuses.clear()
+        points = [(0, server.rss())]
+        fds = server.descriptors()
+        for step in range(1, 11):
+            asyncio.run(run(server.address, count // 10))
+            points.append((step * count // 10, server.rss()))
+        fds_after = server.descriptors()
+    slopes = [
+        float(np.polyfit([n for n, _ in points], [rss[i] for _, rss in points], 1)[0])
+        for i in range(len(points[0][1]))
+    ]
+    return {
+        "requests": count, "statuses": {str(k): v for k, v in statuses.items()},
+        "rss_bytes_per_request": [round(slope, 1) for slope in slopes],
+        "rss_growth_mb": [round((b - a) / 1e6, 2) for a, b in zip(points[0][1], points[-1][1], strict=True)],
+        "descriptors_growth": [b - a for a, b in zip(fds, fds_after, strict=True)],
+    }  # fmt: skip
+
+
+def slow(_: str | None, seconds: float = 60.0) -> dict[str, Any]:
+    """F4: 200 connections that send a byte a second, half of them headers, half a body."""
+    head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: audio/wav\r\n"
+    ends: dict[str, list[float]] = {"headers": [], "body": []}
+
+    async def trickle(address: tuple[str, int], kind: str) -> None:
+        started = time.monotonic()
+        reader, writer = await asyncio.open_connection(*address)
+        ending = asyncio.create_task(reader.read())
+        try:
+            writer.write(head if kind == "headers" else head + b"Content-Length: 1000\r\n\r\n")
+            while time.monotonic() - started < seconds and not ending.done():
+                writer.write(b"X")
+                await writer.drain()
+                await asyncio.wait([ending], timeout=1.0)
+        except OSError:
+            pass
+        ends[kind].append(time.monotonic() - started)
+        ending.cancel()
+        writer.close()
+
+    async def attack(address: tuple[str, int]) -> None:
+        await asyncio.gather(*(trickle(address, kind) for kind in ("headers", "body") for _ in range(100)))
+
+    with serving() as server:
+        with health(server, 15) as base:
+            time.sleep(15)
+        with health(server, seconds + 5) as during:
+            asyncio.run(attack(server.address))
+        open_after = server.descriptors()[0]
+    worst = {f"{kind}_closed_after_s": round(max(times), 1) for kind, times in ends.items()}
+    return {
+        "connections": 200, "baseline": percentiles(base), "during": percentiles(during), **worst,
+        "p99_ratio": round(np.percentile(during, 99) / np.percentile(base, 99), 2), "descriptors_after": open_after,
+    }  # fmt: skip
+
+
+def throughput(data: str | None, rounds: int = 7) -> dict[str, Any]:
+    """F5: one worker against `Classifier.classify_many` on the same clips in memory, taken in turn.
+
+    "one core": HTTP process and worker share the core that the classifier has in its turn. "own core": each has one.
+    """
+    found = [content for _, content in clips(data, 100)]
+    requests = [request(content) for content in found]
+    classifier = Classifier.load()
+    cores = sorted(os.sched_getaffinity(0))
+    times: list[float] = []
+
+    async def ask(address: tuple[str, int], connections: int) -> None:
+        pending = iter(requests)
+
+        async def many() -> None:
+            reader, writer = await asyncio.open_connection(*address)
+            for one in pending:
+                started = time.perf_counter()
+                writer.write(one)
+                status, _ = await asyncio.wait_for(answer(reader), 60)
+                assert status == 200
+                times.append(1e3 * (time.perf_counter() - started))
+            writer.close()
+
+        await asyncio.gather(*(many() for _ in range(connections)))
+
+    out: dict[str, Any] = {}
+    with serving() as server:
+        http, worker = server.pids
+        for name, places in {"one core": (cores[0], cores[0]), "own core": (cores[-1], cores[0])}.items():
+            for pid, core in ((http, places[0]), (worker, places[1])):
+                for task in os.listdir(f"/proc/{pid}/task"):
+                    os.sched_setaffinity(int(task), {core})
+            rows = []
+            latencies: list[float] = []
+            for k in range(rounds + 1):
+                os.sched_setaffinity(0, {cores[0]})
+                started, cpu = time.perf_counter(), time.process_time()
+                assert all(row.ok for row in classifier.classify_many(found))
+                here_s, here_cpu = time.perf_counter() - started, time.process_time() - cpu
+                os.sched_setaffinity(0, {cores[-1]})
+                times.clear()
+                started, cpu_s = time.perf_counter(), server.cpu_s()
+                asyncio.run(ask(server.address, 4))
+                there_s, there_cpu = time.perf_counter() - started, server.cpu_s() - cpu_s
+                if k:  # the first round warms
+                    rows.append(
+                        (
+                            here_s / there_s,
+                            here_cpu / max(there_cpu, 1e-9),
+                            len(found) / here_s,
+                            len(found) / there_s,
+                        )
+                    )
+                    latencies += times
+            out[name] = {
+                "share_of_classify_many": round(statistics.median(row[0] for row in rows), 3),
+                "share_by_cpu_time": round(statistics.median(row[1] for row in rows), 3),
+                "classify_many_per_s": round(statistics.median(row[2] for row in rows), 1),
+                "requests_per_s": round(statistics.median(row[3] for row in rows), 1),
+                "latency_at_4_connections": percentiles(latencies),
+            }
+    os.sched_setaffinity(0, set(cores))
+    return {"clips": len(found), "rounds": rounds, **out}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("parts", nargs="*", metavar="PART", help=", ".join(PARTS))
+    parser.add_argument("--data", default=os.environ.get("SOUNDMARK_ESC50"), help="ESC-50, for its clips")
+    parser.add_argument("--out", type=Path, default=Path("docs/results/serve.json"))
+    args = parser.parse_args()
+    chosen = args.parts or list(PARTS)
+    if {*chosen} - {*PARTS}:
+        parser.error(f"parts are: {', '.join(PARTS)}")
+    tree: dict[str, Any] = json.loads(args.out.read_text()) if args.out.exists() else {}
+    for part in chosen:
+        started = time.monotonic()
+        tree[part] = globals()[part](args.data)
+        print(f"{part} ({time.monotonic() - started:.0f} s)")
+        for key, value in tree[part].items():
+            print(f"    {key:<28} {value}")
+    load = os.getloadavg()[0]
+    timing.write(args.out, {**tree, "machine": {**timing.machine(), "load_average": round(load, 1)}})
+
+
+if __name__ == "__main__":
+    main()

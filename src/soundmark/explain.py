@@ -1,0 +1,338 @@
+"""Feature maps of every convolution, and where in a window the evidence for a label lies; ONNX Runtime only, no torch.
+
+The graph of the bundle gets more outputs (`onnxgraph.add_outputs`), so the maps are what the shipped model computes; of
+an int8 bundle, the dequantised values. A class activation map is made from the part of the graph behind the last
+feature map. Pooling and linear layers are piecewise linear, so a small step along one place of the map gives that
+place's share of the logit: the sum over channels of gradient times activation ("HiResCAM", Draelos & Carin 2020,
+arXiv:2011.08891; equal to the CAM of Zhou et al., CVPR 2016, for mean pooling), without automatic differentiation.
+It is computed in float64: int8 activations have many equal values, and a pooling that picks the largest places must
+pick one of them, by a difference that float32 does not hold.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from soundmark import onnxgraph
+from soundmark.classifier import Classifier
+from soundmark.errors import ConfigError
+from soundmark.runtime import INPUT, OUTPUT, session
+
+TIE, STEP = 1e-5, 1e-9
+"""Relative slope over the places, the first one highest, that separates equal values; and the step along one place."""
+PLACES_AT_ONCE = 32
+SAME_PLACES = frozenset(
+    """
+    Add BatchNormalization Cast Clip DequantizeLinear Div Elu Erf Gelu HardSigmoid HardSwish Identity LeakyRelu Mish
+    Mul PRelu QuantizeLinear Relu Selu Sigmoid Softplus Softsign Sub Tanh
+    """.split()  # noqa: SIM905
+)
+"""Operators whose output has the places of their input."""
+IN_FLOAT64 = frozenset(
+    """
+    Add BatchNormalization Clip Concat Constant Div Exp Flatten Gather Gemm GlobalAveragePool Identity Log MatMul Max
+    Min Mul Pow ReduceLogSumExp ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Sqrt Squeeze
+    Sub Sum Tanh TopK Transpose Unsqueeze
+    """.split()  # noqa: SIM905
+)
+"""Operators behind the last map that ONNX Runtime has for float64 (`GlobalAveragePool`: as a mean)."""
+
+Array = npt.NDArray[np.float32]
+Tree = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """One convolution."""
+
+    name: str  # as in the network that was trained, for example "stages.1.conv1.0"
+    tensor: str  # where its output is in the graph
+    channels: int  # maps that it gives
+    n_spatial: int = 2  # dimensions of a map: rows and frames, or frames alone
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """Where the evidence for one label lies in one window."""
+
+    label: str
+    logit: float
+    shares: Array  # (rows, frames) of the last feature map: share of each place in the logit, may be negative
+
+
+class Explainer:
+    """Feature maps and class activation of one classifier's windows.
+
+    >>> explainer = Explainer(Classifier.load())  # doctest: +SKIP
+    >>> maps = explainer.feature_maps(classifier.features("dog.wav")[0])  # doctest: +SKIP
+
+    Args:
+        classifier: whose model is to be explained.
+        threads: threads of one run.
+
+    Raises:
+        ConfigError: the model has no convolution; code ``no_such_layer``.
+    """
+
+    def __init__(self, classifier: Classifier, *, threads: int = 1) -> None:
+        self._classifier = classifier
+        name = classifier.name
+        model = onnxgraph.parse(classifier.bundle.model, name=name)
+        self.layers = _layers(model.graph)
+        if not self.layers:
+            raise ConfigError(f"{name} has no convolution", wanted="a network of them", code="no_such_layer")
+        self._last = _last_map(model.graph, self.layers[-1].tensor)
+        self._threads = threads
+        onnxgraph.add_outputs(model, [*(layer.tensor for layer in self.layers), self._last])
+        self._session = session(model.SerializeToString(), threads=threads)
+
+    @cached_property
+    def _tail(self) -> tuple[Any, str]:
+        """The session behind the last map, and its output; made when it is first asked for."""
+        name = self._classifier.name
+        model = onnxgraph.parse(self._classifier.bundle.model, name=name)
+        tail, output = _tail(model, self._last, self.layers[-1].n_spatial, name)
+        return session(tail, threads=self._threads), output
+
+    def select(self, names: Iterable[str]) -> tuple[Layer, ...]:
+        """Return the layers of these names or below them ("stages.1" for all of that stage, "all" for every one).
+
+        Raises:
+            ConfigError: a name that is not in the tree; code ``no_such_layer``.
+        """
+        wanted = [*names]
+        for name in wanted:
+            if not any(_below(layer.name, name) for layer in self.layers):
+                known = ", ".join(layer.name for layer in self.layers)
+                raise ConfigError(
+                    f"no layer {name[:80]!r}", wanted=f"all, or one of: {known}", code="no_such_layer"
+                )
+        return tuple(layer for layer in self.layers if any(_below(layer.name, name) for name in wanted))
+
+    def feature_maps(self, features: Array, names: Iterable[str] = ("all",)) -> dict[str, Array]:
+        """Return layer name -> its maps ``(channels, rows, frames)`` for one window.
+
+        Args:
+            features: ``(n_rows, n_frames)``, one window of `Classifier.features`.
+            names: as of `select`.
+
+        Raises:
+            ConfigError: an unknown layer, or features of another shape.
+        """
+        chosen = self.select(names)
+        found = self._session.run([layer.tensor for layer in chosen], self._feed(features))
+        return {layer.name: _map(array) for layer, array in zip(chosen, found, strict=True)}
+
+    def class_activation(self, features: Array, label: str | None = None) -> Activation:
+        """Return where the evidence for ``label`` (None: the best one) lies in one window.
+
+        The sum of the shares is the logit without the biases behind the last map, where pooling is linear or picks the
+        largest places. Of int8 bundles, what is behind the last map is computed without rounding to 8 bits.
+
+        Raises:
+            ConfigError: an unknown label, or features of another shape.
+        """
+        labels = self._classifier.labels
+        if label is not None and label not in labels:
+            raise ConfigError(f"no label {label[:80]!r}", wanted="a label of the model", code="no_such_label")
+        (last,) = self._session.run([self._last], self._feed(features))
+        (logits,) = self._run_tail(last)
+        column = int(logits.argmax()) if label is None else labels.index(label)
+        places = last[0].reshape(len(last[0]), -1).astype(np.float64)  # (channels, places)
+        places *= 1 + np.linspace(TIE, 0, places.shape[1])
+        base = self._run_tail(places.reshape(last.shape))[0, column]
+        shares = np.empty(places.shape[1], np.float32)
+        for first in range(0, len(shares), PLACES_AT_ONCE):
+            at = np.arange(first, min(first + PLACES_AT_ONCE, len(shares)))
+            moved = np.repeat(places[None], len(at), axis=0)  # (n, channels, places)
+            moved[np.arange(len(at)), :, at] *= 1 + STEP
+            answers = self._run_tail(moved.reshape(-1, *last.shape[1:]))[:, column]
+            shares[at] = (answers - base) / STEP
+        return Activation(labels[column], float(logits[column]), shares.reshape(_map(last).shape[1:]))
+
+    def _feed(self, features: Array) -> dict[str, Array]:
+        shape = self._classifier.runtime.input_shape
+        if features.shape != shape:
+            raise ConfigError(f"features of shape {features.shape}", wanted=f"one window, {shape}")
+        return {INPUT: np.ascontiguousarray(features[None], np.float32)}
+
+    def _run_tail(self, maps: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+        tail, output = self._tail
+        (logits,) = tail.run([output], {self._last: np.ascontiguousarray(maps, np.float64)})
+        return logits  # type: ignore[no-any-return]
+
+
+def tree(layers: Iterable[Layer]) -> Tree:
+    """Return layers as nested dicts by the parts of their names; a leaf is the number of maps."""
+    root: Tree = {}
+    for layer in layers:
+        *path, leaf = layer.name.split(".")
+        here = root
+        for part in path:
+            inner = here.setdefault(part, {})
+            if not isinstance(inner, dict):  # a layer that has layers below it
+                inner = here[part] = {"": inner}
+            here = inner
+        if isinstance(here.get(leaf), dict):
+            here[leaf][""] = layer.channels
+        else:
+            here[leaf] = layer.channels
+    return root
+
+
+def _below(name: str, prefix: str) -> bool:
+    return prefix == "all" or name == prefix or name.startswith(f"{prefix}.")
+
+
+def _map(array: Array) -> Array:
+    """Return ``(1, channels, ...)`` as ``(channels, rows, frames)``; maps over time alone have one row."""
+    maps: Array = array[0].reshape(array.shape[1], -1, array.shape[-1])
+    return maps
+
+
+def _layers(graph: Any) -> tuple[Layer, ...]:
+    """Return the convolutions in the order of the graph, named after their weights."""
+    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    made = {name: node for node in graph.node for name in node.output}
+    found: list[Layer] = []
+    names: dict[str, int] = {}
+    for node in graph.node:
+        if node.op_type != "Conv":
+            continue
+        weight = node.input[1]
+        producer = made.get(weight)
+        stored = (
+            producer.input[0] if producer is not None and producer.op_type == "DequantizeLinear" else weight
+        )
+        name = re.sub(r"(_quantized)?$", "", stored, count=1)
+        name = name.removesuffix(".weight") if name.endswith(".weight") else node.name or node.output[0]
+        names[name] = names.get(name, 0) + 1
+        if names[name] > 1:  # weights used twice
+            name = f"{name}#{names[name]}"
+        size = sizes.get(stored, (0, 0, 0, 0))  # (channels, channels before, rows, frames)
+        found.append(Layer(name, _dequantised(graph, node.output[0]), size[0], len(size) - 2))
+    return tuple(found)
+
+
+def _consumers(graph: Any, tensor: str) -> list[Any]:
+    return [node for node in graph.node if tensor in node.input]
+
+
+def _dequantised(graph: Any, tensor: str) -> str:
+    """Return what the rest of the graph sees of ``tensor``: in a graph of int8, its dequantised values."""
+    after = _consumers(graph, tensor)
+    if len(after) == 1 and after[0].op_type == "QuantizeLinear":
+        last = _consumers(graph, after[0].output[0])
+        if len(last) == 1 and last[0].op_type == "DequantizeLinear":
+            return str(last[0].output[0])
+    return tensor
+
+
+def _last_map(graph: Any, tensor: str) -> str:
+    """Return the last tensor behind ``tensor`` that has the same places: after activation, shortcut and gates."""
+    while True:
+        after = _consumers(graph, tensor)
+        if not after or any(node.op_type not in SAME_PLACES for node in after):
+            return tensor
+        if len(after) > 1:  # x * sigmoid(x) and the like: the node that all the others lead to
+            after = [node for node in after if all(o is node or o.output[0] in node.input for o in after)]
+            if len(after) != 1:
+                return tensor
+        tensor = str(after[0].output[0])
+
+
+def _tail(model: Any, start: str, n_spatial: int, name: str) -> tuple[bytes, str]:
+    """Return the part of the graph from ``start`` to the logits, in float64, and the name of its output.
+
+    Raises:
+        ConfigError: an operator that ONNX Runtime does not have for float64.
+    """
+    tail = onnxgraph.ModelProto()
+    tail.CopyFrom(model)
+    graph = tail.graph
+    made = {output: node for node in model.graph.node for output in node.output}
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    alias: dict[str, str] = {}
+    for node in model.graph.node:  # a pair of Quantize and Dequantize is the identity, but for rounding
+        before = made.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
+        if before is not None and before.op_type == "QuantizeLinear":
+            alias[node.output[0]] = before.input[0]
+
+    def source(tensor: str) -> str:
+        while tensor in alias and tensor != start:
+            tensor = alias[tensor]
+        return tensor
+
+    needed, pending, output = set(), [source(OUTPUT)], source(OUTPUT)
+    while pending:
+        tensor = pending.pop()
+        if tensor != start and tensor not in needed:
+            needed.add(tensor)
+            if tensor in made:
+                pending += map(source, made[tensor].input)
+    del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:], graph.initializer[:]
+    for node in model.graph.node:
+        if not needed & {*node.output}:
+            continue
+        attributes = {attribute.name: attribute for attribute in node.attribute}
+        if node.op_type == "DequantizeLinear" and {*node.input} <= stored.keys():  # of weights
+            parts = [onnxgraph.values(stored[part]) for part in node.input]
+            axis = attributes["axis"].i if "axis" in attributes else 1
+            _add_double(graph, node.output[0], _dequantise(parts, axis))
+            continue
+        if "value" in attributes and attributes["value"].t.data_type == onnxgraph.FLOAT32:
+            _add_double(graph, node.output[0], onnxgraph.values(attributes["value"].t))
+            continue
+        if node.op_type not in IN_FLOAT64:
+            raise ConfigError(
+                f"{name}: {node.op_type} behind the last feature map",
+                wanted=f"one of: {', '.join(sorted(IN_FLOAT64))}",
+                code="no_such_layer",
+            )
+        kept = graph.node.add()
+        kept.CopyFrom(node)
+        kept.input[:] = map(source, node.input)
+        if node.op_type == "GlobalAveragePool":
+            _as_mean(graph, kept, n_spatial, model.opset_import[0].version)
+    for tensor in needed & stored.keys():
+        if stored[tensor].data_type == onnxgraph.FLOAT32:
+            _add_double(graph, tensor, onnxgraph.values(stored[tensor]))
+        else:
+            graph.initializer.add().CopyFrom(stored[tensor])
+    graph.input.add(name=start).type.tensor_type.elem_type = onnxgraph.FLOAT64
+    graph.output.add(name=output).type.tensor_type.elem_type = onnxgraph.FLOAT64
+    return tail.SerializeToString(), output
+
+
+def _add_double(graph: Any, name: str, array: npt.NDArray[Any]) -> None:
+    data = array.astype("<f8").tobytes()
+    graph.initializer.add(name=name, dims=array.shape, data_type=onnxgraph.FLOAT64, raw_data=data)
+
+
+def _dequantise(parts: list[npt.NDArray[Any]], axis: int) -> npt.NDArray[np.float64]:
+    """Return ``(values - zero point) * scale``, one scale for all or one for each index of ``axis``."""
+    values, scale, *zero = (part.astype(np.float64) for part in parts)
+    shape = [1] * values.ndim
+    if scale.ndim:
+        shape[axis] = scale.size
+    shifted = values - zero[0].reshape(shape) if zero else values
+    return shifted * scale.reshape(shape)
+
+
+def _as_mean(graph: Any, node: Any, n_spatial: int, opset: int) -> None:
+    """Make a GlobalAveragePool, which ONNX Runtime has for float32 alone, a mean over rows and frames."""
+    node.op_type = "ReduceMean"
+    axes = np.arange(2, 2 + n_spatial)
+    if opset < 18:
+        node.attribute.add(name="axes", type=7, ints=axes.tolist())  # AttributeProto.INTS
+        return
+    name = f"{node.output[0]}_axes"
+    graph.initializer.add(name=name, dims=axes.shape, data_type=7, raw_data=axes.astype("<i8").tobytes())
+    node.input.append(name)
