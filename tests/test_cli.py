@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[1]
 REFERENCE = ROOT / "docs" / "reference"
 SOUNDMARK = [sys.executable, "-m", "soundmark"]
 RATE = 16_000
-VERBS = ["classify", "demo", "evaluate", "export", "info", "train"]
+VERBS = ["classify", "cv", "demo", "evaluate", "export", "info", "train", "tune"]
 
 
 def environment(**variables: str) -> dict[str, str]:
@@ -141,6 +141,11 @@ def test_help_and_version(call: Callable[..., Called]) -> None:
         (["classify", "--threads", "x", "x"], "--threads"),
         (["evaluate", "--folds", "one"], "'one' is not a list of folds"),
         (["evaluate"], ESC50_VARIABLE),
+        (["evaluate", "--cv", "x", "--model", "y"], "--cv goes without --model"),
+        (["cv", "edge"], "Missing option '--out'"),
+        (["cv", "edg", "--out", "x"], "did you mean 'edge'?"),
+        (["tune", "edge", "--out", "x"], "Missing option '--trials'"),
+        (["tune", "edge", "--out", "x", "--trials", "0"], "--trials"),
         (["train", "edg"], "did you mean 'edge'?"),
         (["train", "edge"], "--test-fold and --out are wanted"),
         (["train", "edge", "--set", "train.epoch=3"], "did you mean `train.epochs`?"),

@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from soundmark import checked
 from soundmark import config as module
 from soundmark.config import (
     AudioLimits,
@@ -370,18 +371,21 @@ def test_defaults_are_not_shared() -> None:
 
 def test_every_field_has_a_comment() -> None:
     """A section of `Preset` is explained by the docstring of its type instead."""
-    source = Path(module.__file__).read_text("utf-8")
-    lines = source.splitlines()
+    lines, nodes = [], []
+    for file in (module.__file__, checked.__file__):
+        source = Path(file).read_text("utf-8")
+        nodes += [(node, len(lines)) for node in ast.parse(source).body]
+        lines += source.splitlines()
     kinds = {t.__name__ for t in TYPES}
     seen = 0
-    for node in ast.parse(source).body:
+    for node, start in nodes:
         if not isinstance(node, ast.ClassDef) or node.name not in kinds:
             continue
         assert ast.get_docstring(node), node.name
         for item in node.body:
             if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name):
                 seen += 1
-                line = "\n".join(lines[item.lineno - 1 : item.end_lineno])
+                line = "\n".join(lines[start + item.lineno - 1 : start + item.end_lineno])
                 assert ast.unparse(item.annotation) in kinds or re.search(r"  # \S.{3,}", line), line
     assert seen == sum(len(fields(kind)) for kind in TYPES)
 

@@ -48,6 +48,29 @@ class Config(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
         """Raise `ValueError` naming every key of an impossible combination."""
 
 
+Choice = bool | int | float | str | tuple[int | float | str, ...]
+
+
+class Search(Config, frozen=True, kw_only=True):
+    """Where `soundmark tune` may look for the value of one preset field: between two ends, or among choices."""
+
+    low: int | float | None = None  # smallest value
+    high: int | float | None = None  # largest value
+    log: bool = False  # equally often in every decade
+    choices: tuple[Choice, ...] = ()  # instead of low and high; with none of them the field stays as it is
+
+    def check(self) -> None:
+        """Refuse a range that is not one."""
+        if (self.low is None) != (self.high is None) or (self.low is not None and self.choices):
+            raise ValueError("`low` and `high` are wanted, or `choices` alone")
+        if self.low is not None and self.high is not None and self.low > self.high:
+            raise ValueError(f"`low` {self.low:g} is above `high` {self.high:g}")
+        if self.log and (self.low is None or self.low <= 0):
+            raise ValueError("`log` needs a `low` above 0")
+        if len({repr(choice) for choice in self.choices}) != len(self.choices):
+            raise ValueError("`choices` holds one value twice")
+
+
 C = TypeVar("C", bound=Config)
 
 

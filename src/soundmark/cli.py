@@ -23,6 +23,7 @@ from soundmark import (
     cli_options,
     cli_report,
     cli_serve,
+    cli_tune,
     config,
     errors,
 )
@@ -108,6 +109,8 @@ for verb in (
     cli_features.features,
     cli_serve.serve,
 ):
+    cli.add_command(verb)
+for verb in (cli_tune.cv, cli_tune.tune):
     cli.add_command(verb)
 
 

@@ -172,6 +172,12 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
 @click.option("--out", type=cli_options.path, metavar="FILE", help="Report file (JSON).")
 @click.option("--against", metavar="M", help="Second bundle: print how often both name the same label.")
 @click.option("--known-labels", is_flag=True, help="Score the clips of the model's labels alone.")
+@click.option(
+    "--cv",
+    type=cli_options.path,
+    metavar="DIR",
+    help="Bundles fold1 ..., each scored on the fold it never saw.",
+)
 @cli_options.threads
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 def evaluate(
@@ -183,12 +189,17 @@ def evaluate(
     out: Path | None,
     against: str | None,
     known_labels: bool,
+    cv: Path | None,
     threads: int,
     as_json: bool,
 ) -> int:
     """Score a bundle on folds of a data set: accuracy with its interval, top-3, macro F1, per class, confusion."""
+    if cv and (model or against):
+        raise click.UsageError("--cv goes without --model and --against", click.get_current_context())
     chosen = cli_options.folds(folds)
     dataset = _dataset(data, lenient)
+    if cv:
+        return _evaluate_cv(cv, dataset, split_file, chosen or (), threads, out, as_json)
     from soundmark import evaluate as evaluation
     from soundmark import render
     from soundmark.classifier import Classifier
@@ -227,6 +238,37 @@ def evaluate(
         reports[0].write(out)
         click.echo(f"report: {out}", err=as_json)
     return errors.EXIT_SOME_FAILED if any(report.failures for report in reports) else errors.EXIT_OK
+
+
+def _evaluate_cv(
+    folder: Path,
+    dataset: Dataset,
+    split_file: str | None,
+    folds: tuple[int, ...],
+    threads: int,
+    out: Path | None,
+    as_json: bool,
+) -> int:
+    from soundmark import cross_validation, render
+    from soundmark.splits import folded
+
+    found = cross_validation.find_bundles(folder)
+    dataset, _ = folded(dataset, split_file, allow_leak=True)
+    classifiers = cross_validation.load_bundles(
+        cross_validation.find_bundles(folder, folds or {*dataset.folds, *found}), threads=threads
+    )
+    n_clips = len(dataset.in_folds(classifiers).clips)
+    with render.clip_progress("evaluate", n_clips) as on_clip:
+        command = cli_options.command(click.get_current_context())
+        report, _ = cross_validation.evaluate_folds(classifiers, dataset, on_clip=on_clip, command=command)
+    if as_json:
+        render.print_json(report.to_dict())
+    else:
+        render.print_report(report)
+    if out:
+        report.write(out)
+        click.echo(f"report: {out}", err=as_json)
+    return errors.EXIT_SOME_FAILED if report.failures else errors.EXIT_OK
 
 
 def _dataset(data: str | None, lenient: bool) -> Dataset:

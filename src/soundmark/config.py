@@ -23,6 +23,7 @@ from soundmark.checked import NonNegative as NonNegative
 from soundmark.checked import NonNegativeFloat as NonNegativeFloat
 from soundmark.checked import Positive as Positive
 from soundmark.checked import PositiveFloat as PositiveFloat
+from soundmark.checked import Search as Search
 from soundmark.checked import apply_override, numbers
 from soundmark.checked import describe as describe
 from soundmark.checked import fields as fields
@@ -284,10 +285,14 @@ class Preset(Config, frozen=True, kw_only=True):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
+    tune: dict[str, Search] = {}  # "section.field" -> where to look, beside `learn.search.DEFAULTS`
     provenance: Provenance = Provenance()
 
     def check(self) -> None:
-        """Refuse what a wave has not (rows), and what only a wave has."""
+        """Refuse what a wave has not (rows), what only a wave has, and a search for fields that are not there."""
+        for section, _, field in (path.partition(".") for path in self.tune):
+            if field not in getattr(getattr(self, section, None), "__struct_fields__", ()):
+                raise ValueError(f"`tune` names the unknown field `{section}.{field}`")
         rows = {"tilt_db": 0.0, "shift_bands": 0, "stretch": 1.0, "freq_masks": 0}
         odd = [name for name, off in rows.items() if getattr(self.augment, name) != off]
         if self.frontend.kind == "wave" and odd:

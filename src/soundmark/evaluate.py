@@ -191,7 +191,7 @@ def _seen_before(training: dict[str, Any], dataset: Dataset, folds: tuple[int, .
     seen = training.get("train_folds")
     if not isinstance(seen, list) or not seen or not all(isinstance(fold, int) for fold in seen):
         return ["UNKNOWN TRAINING: the bundle does not say which clips it was trained on"]
-    same = _collection(str(training.get("data", dataset.name))) == _collection(dataset.name)
+    same = collection(str(training.get("data", dataset.name))) == collection(dataset.name)
     if not same and set(seen) <= set(dataset.folds):  # the same clips under another name
         same = dataset.in_folds(seen).digest() == training.get("data_digest")
     if same and training.get("split", "") != dataset.split:
@@ -205,7 +205,7 @@ def split_of(classifier: Classifier) -> str:
     return str(classifier.manifest.provenance.get("training", {}).get("split", ""))
 
 
-def _collection(name: str) -> str:
+def collection(name: str) -> str:
     """Return the data set that a choice of its clips was made from (see `Dataset.with_labels`)."""
     name = name.partition(" (")[0]
     return "ESC-50" if name == "ESC-10" else name  # its clips are clips of ESC-50, in the same folds

@@ -7,6 +7,7 @@ and best.safetensors.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
@@ -96,6 +97,53 @@ def claim(out: Path, preset: Preset, info: dict[str, Any], resume: bool, split: 
         split.write(out / SPLIT_FILE)
     storage.write_bytes(out / "preset.toml", to_toml(preset).encode())
     storage.write_bytes(out / "run.json", json.dumps({**info, "finished": False}, indent=2).encode())
+
+
+def settle(path: Path, info: dict[str, Any]) -> None:
+    """Write ``info`` to ``path``, or refuse where another is there, showing the difference.
+
+    Raises:
+        TrainingError: the folder belongs to another command; code ``other_run``.
+    """
+    mine = json.loads(json.dumps(info))
+    try:
+        theirs = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        storage.write_bytes(path, (json.dumps(mine, indent=2) + "\n").encode())
+        return
+    differing = _differences(theirs, mine)
+    if differing:
+        raise TrainingError(
+            f"{path.parent} holds something else: {'; '.join(differing[:5])}",
+            wanted="the same preset, data, folds and versions to go on, or another --out",
+            code="other_run",
+        )
+
+
+def epochs_done(run: Path) -> int:
+    """Return how many epochs the history of the run folder ``run`` has, 0 where there is none."""
+    return len(read_history(run))
+
+
+def read_history(run: Path) -> list[dict[str, Any]]:
+    """Return what each epoch wrote into history.jsonl, in order."""
+    try:
+        return [json.loads(line) for line in (run / "history.jsonl").read_bytes().splitlines()]
+    except (OSError, ValueError):
+        return []
+
+
+def file_digest(path: Path) -> str:
+    """Return the SHA-256 of a file that a run starts from.
+
+    Raises:
+        TrainingError: it cannot be read; code ``bad_weights``.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise TrainingError(f"{path} cannot be read ({error.strerror})", code="bad_weights") from None
 
 
 def _differences(old: Any, new: Any, name: str = "") -> list[str]:

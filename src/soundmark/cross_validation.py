@@ -1,0 +1,188 @@
+"""One report over all folds from one bundle per fold, each scored only on the fold that it has never seen.
+
+What a bundle says about its training decides whether it may answer for a fold: one that knows the fold, that says
+nothing, or that was made from other data or folds is refused, never stamped. The merged report has the layout of
+`soundmark.evaluate`, its figures come from there, and ``members`` holds what belongs to one fold alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from soundmark.classifier import Classifier
+from soundmark.dataset import Clip, Dataset
+from soundmark.errors import BundleError, DatasetError
+from soundmark.evaluate import Report, collection, evaluate, figures, stamps
+
+_HONEST = ("LEAKY",)
+"""Stamps that say something about the data, not about what the bundle has seen."""
+
+
+def find_bundles(folder: Path, folds: Iterable[int] = ()) -> dict[int, Path]:
+    """Return fold -> bundle directory: ``fold<k>/``, or ``fold<k>/bundle/`` as `soundmark cv` leaves them.
+
+    Args:
+        folder: holds them.
+        folds: those that are wanted; default: what is there.
+
+    Raises:
+        BundleError: not a folder, no bundle in it, or none for a wanted fold.
+    """
+    found: dict[int, Path] = {}
+    for path in sorted(folder.glob("fold*")) if folder.is_dir() else []:
+        match = re.fullmatch("fold([0-9]{1,4})", path.name)
+        for candidate in (path / "bundle", path):
+            if match and (candidate / "bundle.json").is_file():
+                found.setdefault(int(match[1]), candidate)
+    missing = sorted(set(folds) - set(found))
+    if missing or not found:
+        what = f"fold {', '.join(map(str, missing))}" if missing else "any fold"
+        raise BundleError(
+            f"{folder} has no bundle for {what}",
+            wanted="bundle directories fold1, fold2 ..., or a folder made by `soundmark cv`",
+            code="model_not_found",
+        )
+    return {fold: found[fold] for fold in sorted(set(folds) or found)}
+
+
+def load_bundles(bundles: Mapping[int, Path], *, threads: int = 1) -> dict[int, Classifier]:
+    """Return fold -> classifier.
+
+    Raises:
+        BundleError: one cannot be used, or they are not of one system (labels, preset or network differ).
+    """
+    loaded = {fold: Classifier.load(path, threads=threads) for fold, path in bundles.items()}
+    first = next(iter(loaded.values()))
+    for fold, classifier in loaded.items():
+        for what in ("preset", "network"):
+            names = [str(_training(one).get(what, "")) for one in (first, classifier)]
+            if names[0] != names[1]:
+                raise BundleError(
+                    f"fold {fold} has the {what} {names[1]!r}, the first one {names[0]!r}",
+                    wanted="bundles of one system, one per fold",
+                    code="mixed_bundles",
+                )
+        if classifier.labels != first.labels:
+            raise BundleError(
+                f"the bundle of fold {fold} has other labels than the first one",
+                wanted="bundles of one system, one per fold",
+                code="mixed_bundles",
+            )
+    return loaded
+
+
+def evaluate_folds(
+    classifiers: Mapping[int, Classifier],
+    dataset: Dataset,
+    *,
+    on_clip: Callable[[int], None] | None = None,
+    made_by: str = "soundmark evaluate --cv",
+    command: str = "",
+) -> tuple[Report, dict[int, Report]]:
+    """Return the report over all folds, and that of each fold.
+
+    Args:
+        classifiers: fold -> the classifier that has never seen it (`load_bundles`).
+        dataset: with folds; where the classifiers know a choice of its labels, only those clips count.
+        on_clip: called with 1 after every clip.
+        made_by: what the report is called.
+        command: what the user typed, for the report.
+
+    Raises:
+        DatasetError: a bundle has seen its fold, does not say what it has seen, or was made from other data or folds.
+    """
+    labels = next(iter(classifiers.values())).labels
+    if set(labels) < set(dataset.labels):
+        dataset = dataset.with_labels(labels)
+    dataset.in_folds(classifiers)  # or it says which there are
+    for fold, classifier in classifiers.items():
+        refuse_if_seen(classifier, dataset, fold)
+    reports = {
+        fold: evaluate(classifier, dataset, folds=[fold], on_clip=on_clip, command=command)
+        for fold, classifier in classifiers.items()
+    }
+    return merged(reports, dataset, made_by=made_by), reports
+
+
+def refuse_if_seen(classifier: Classifier, dataset: Dataset, fold: int) -> None:
+    """Refuse a bundle that may know clips of ``fold``, going by its provenance.
+
+    Raises:
+        DatasetError: it was trained with another fold kept aside, on this fold, on other data, or does not say.
+    """
+    training = _training(classifier)
+    reasons = [text for text in stamps(classifier, dataset, (fold,)) if not text.startswith(_HONEST)]
+    aside, seen = training.get("test_fold"), training.get("train_folds")
+    if aside != fold:
+        reasons.append(f"it says that fold {aside} was kept aside")
+    if isinstance(seen, list) and fold in seen:
+        reasons.append(f"it says that fold {fold} was trained on")
+    if not reasons and collection(str(training.get("data"))) != collection(dataset.name):
+        known = set(seen or ()) <= set(dataset.folds)
+        if not (known and dataset.in_folds(seen or ()).digest() == training.get("data_digest")):
+            reasons.append(f"it was trained on {training.get('data')!r}, this is {dataset.name!r}")
+    if reasons:
+        raise DatasetError(
+            f"the bundle {classifier.bundle.path} may not be scored on fold {fold}: {'; '.join(reasons)}",
+            wanted="a bundle that was trained on the other folds of this data, with this one kept aside",
+            cause="folders that were mixed up, or bundles of another split",
+            code="leak",
+        )
+
+
+def merged(reports: Mapping[int, Report], dataset: Dataset, *, made_by: str) -> Report:
+    """Return one report over the clips of all ``reports`` (fold -> report on that fold of ``dataset``).
+
+    Accuracy, its interval (resampled by source over all folds) and every other figure are `evaluate.figures` of all
+    answers together; ``accuracy_fold_mean`` and ``accuracy_fold_std`` (n - 1) are over folds.
+    """
+    folds = sorted(reports)
+    parts = [reports[fold] for fold in folds]
+    by_path: dict[str, Clip] = {str(clip.path): clip for clip in dataset.in_folds(folds).clips}
+    answers = tuple(answer for part in parts for answer in part.answers)
+    failures = tuple(failure for part in parts for failure in part.failures)
+    made = figures(answers, [by_path[failure.source] for failure in failures], dataset.labels)
+    each = [float(part.figures["accuracy"]) for part in parts]
+    made["accuracy_fold_mean"] = round(float(np.mean(each)), 6)
+    made["accuracy_fold_std"] = round(float(np.std(each, ddof=1)), 6) if len(each) > 1 else 0.0
+    digests = "\n".join(str(part.provenance["model_digest"]) for part in parts)
+    trainings = [part.provenance["training"] for part in parts]
+    provenance = {
+        **parts[0].provenance,
+        "report": made_by,
+        "model_digest": hashlib.sha256(digests.encode()).hexdigest(),
+        "model_bytes": max(int(part.provenance["model_bytes"]) for part in parts),
+        "data_digest": dataset.in_folds(folds).digest(),
+        "folds": folds,
+        "n_clips": sum(int(part.provenance["n_clips"]) for part in parts),
+        "stamps": list(dict.fromkeys(stamp for part in parts for stamp in part.stamps)),
+        "training": {key: value for key, value in trainings[0].items() if _common(key, value, trainings)},
+        "seconds": round(sum(float(part.provenance["seconds"]) for part in parts), 2),
+        "members": [
+            {
+                "fold": fold,
+                "accuracy": part.figures["accuracy"],
+                **{
+                    key: part.provenance[key]
+                    for key in ("model_digest", "model_bytes", "seconds", "training")
+                },
+            }
+            for fold, part in zip(folds, parts, strict=True)
+        ],
+    }
+    return Report(made, provenance, answers, failures)
+
+
+def _training(classifier: Classifier) -> dict[str, Any]:
+    training = classifier.manifest.provenance.get("training", {})
+    return training if isinstance(training, dict) else {}
+
+
+def _common(key: str, value: Any, trainings: list[dict[str, Any]]) -> bool:
+    return all(training.get(key) == value for training in trainings)
