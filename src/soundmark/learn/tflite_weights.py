@@ -78,7 +78,9 @@ def yamnet_layers(data: bytes, *, name: str) -> list[Layer]:
         if kind not in (_CONVOLUTION, _DEPTHWISE, _FULL):
             continue
         _, weight, bias = (tensors[index] for index in operator.array(1, "Int32"))
-        if weight.number(1, "Int8") != _INT8:  # the mel bands, which are a full layer there: ours are in frontend.py
+        if (
+            weight.number(1, "Int8") != _INT8
+        ):  # the mel bands, which are a full layer there: ours are in frontend.py
             continue
         values = _values(weight, buffers)
         if kind == _CONVOLUTION:  # out, frames, rows, in
@@ -98,7 +100,8 @@ def _values(tensor: _Row, buffers: list[_Row]) -> Array:
     along = [1] * values.ndim
     along[quantisation.number(6, "Int32")] = -1  # one scale for each channel, or one for all
     scale, zero = (quantisation.array(*slot).reshape(along) for slot in ((2, "Float32"), (3, "Int64")))
-    return ((values - zero) * scale).astype(np.float32)
+    real: Array = ((values - zero) * scale).astype(np.float32)
+    return real
 
 
 class _Row:
