@@ -160,6 +160,7 @@ class NetworkConfig(Config, frozen=True, kw_only=True):
     dropout: Fraction = 0.2  # before the last layer
     depth: Literal[18, 34, 50] = 18  # layers of a resnet
     resize: tuple[Positive, ...] = ()  # rows and frames that a resnet sees, empty: as they are
+    keep: NonNegative = 0  # first convolutions of a yamnet that are kept, an odd number, 0: all 27
     pretrained: str = ""  # what its weights were learnt from; without `--weights` it starts from random ones
 
 
@@ -214,6 +215,8 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1  # share of the target spread evenly
     ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.995  # decay of the averaged weights, 0: none
     clip_norm: NonNegativeFloat = 5.0  # gradients are scaled down to this norm, 0 for no limit
+    frozen_epochs: NonNegative = 0  # first epochs in which the last layer alone learns
+    trunk_lr: Fraction = 1.0  # after them: learning rate of all other layers, as a share of `lr`
     patience: NonNegative = 0  # stop this many epochs after the best inner loss, 0: never, last weights
     inner: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.15  # share of clips, by source, for `patience`
     max_bad_batches: NonNegative = 5  # this many non-finite losses are skipped, then the run stops

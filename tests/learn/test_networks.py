@@ -94,6 +94,7 @@ KINDS = {
     "resnet 34, resized": ((32, 51), {"channels": (4, 6, 8, 10), "depth": 34, "resize": (48, 40)}),
     "resnet 50": ((32, 51), {"channels": (4, 6, 8, 10), "depth": 50}),
     "small-cnn": ((32, 51), {"channels": (4, 6, 8)}),
+    "yamnet": ((32, 57), {"channels": (4, 6, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 10, 10)}),
 }
 """Small ones of every architecture: name -> shape and config."""
 
@@ -166,6 +167,8 @@ def test_every_architecture_becomes_an_allowed_graph_without_batch_norm_and_an_i
         ("resnet-mel", 2_700_000, 2_900_000),
         ("resnet18-imagenet", 11_100_000, 11_300_000),
         ("tenclass-scratch", 300_000, 440_000),
+        ("yamnet-transfer", 3_280_000, 3_320_000),
+        ("yamnet-finetuned", 3_280_000, 3_320_000),
     ],
 )
 def test_presets_have_the_size_that_they_say(name: str, low: int, high: int) -> None:

@@ -48,6 +48,13 @@ def augment(
     return linear, targets
 
 
+def active(config: AugmentConfig) -> bool:
+    """Return whether ``config`` changes anything by chance."""
+    masks = (config.time_masks and config.time_mask_frames) or (config.freq_masks and config.freq_mask_rows)
+    strengths = (config.mix_probability, config.gain_db, config.roll, config.tilt_db, config.shift_bands)
+    return any(strengths) or config.stretch != 1 or bool(masks)
+
+
 def mix(
     linear: Tensor,
     targets: Tensor,

@@ -20,7 +20,7 @@ from soundmark.dataset import Dataset
 from soundmark.errors import DatasetError
 from soundmark.frontend import Frontend
 from soundmark.learn import waves
-from soundmark.learn.augment import augment, mask
+from soundmark.learn.augment import active, augment, mask
 from soundmark.learn.features import FeatureStore, OnBad, extract
 from soundmark.learn.loudness import Loudness
 from soundmark.splits import class_weights
@@ -70,6 +70,11 @@ class Batches:
         self._one_hot = nn.functional.one_hot(self.targets, len(dataset.labels)).float()
         clips = tuple(clip for i, clip in enumerate(dataset.clips) if i not in store.skipped)
         self.weights = torch.tensor(class_weights(replace(dataset, clips=clips)))
+
+    @property
+    def steady(self) -> bool:
+        """Whether a window gives the same features every time."""
+        return not self._live and not active(self._preset.augment)
 
     def __len__(self) -> int:
         return len(self._linear)

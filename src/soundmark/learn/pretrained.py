@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import pickle
 import zipfile
 from pathlib import Path
@@ -12,22 +13,43 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from torch import Tensor, nn
 
+from soundmark.config import Preset
 from soundmark.errors import TrainingError
+from soundmark.learn.tflite_weights import is_tflite, yamnet_layers
 
 _WANTED = "a state dict of that architecture (.safetensors, or .pth as torchvision publishes it)"
+
+
+def from_environment(kind: str) -> Path | None:
+    """Return the file that ``SOUNDMARK_<KIND>`` names, ``kind`` as in `NetworkConfig`, or None where it is not set."""
+    named = os.environ.get(f"SOUNDMARK_{kind.upper().replace('-', '_')}")
+    return Path(named).expanduser() if named else None
+
+
+def missing(preset: Preset) -> TrainingError:
+    """Return the error of a run that freezes layers nobody has taught."""
+    return TrainingError(
+        f"{preset.name} freezes layers, and there are no weights for them",
+        wanted=f"--weights FILE, or SOUNDMARK_{preset.network.kind.upper().replace('-', '_')} naming it: "
+        f"{preset.provenance.pretrained or preset.network.pretrained}",
+        cause="nothing is bundled or downloaded; --smoke does without",
+        code="no_weights",
+    )
 
 
 def load_into(network: nn.Module, path: Path) -> str:
     """Load the state dict at ``path`` into ``network`` and return the file's SHA-256.
 
-    A first convolution for three colours is summed over them (the input is one channel); a last layer for other
-    labels stays as it is. Everything else must be there with the right shape. A ``.pth`` is read by torch's reader for
-    tensors alone, which runs no code.
+    The file is a state dict, or YAMNet as TFLite. A first convolution for three colours is summed over them (the input
+    is one channel); a last layer for other labels stays as it is. Everything else must be there with the right shape.
+    A ``.pth`` is read by torch's reader for tensors alone, which runs no code.
 
     Raises:
         TrainingError: no such file, damaged, or of another architecture; code ``bad_weights``.
     """
     given, digest = _read(path)
+    left_out: tuple[str, ...] = getattr(network, "left_out", ())
+    given = {name: tensor for name, tensor in given.items() if not (left_out and name.startswith(left_out))}
     own = network.state_dict()
     head = list(own)[-2:]  # weight and bias of the last layer, defined last in every network here
     taken: dict[str, Tensor] = {}
@@ -64,6 +86,8 @@ def load_into(network: nn.Module, path: Path) -> str:
 def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     try:
         data = path.read_bytes()
+        if is_tflite(data):
+            return _yamnet(data, path), hashlib.sha256(data).hexdigest()
         if path.suffix == ".safetensors":
             tree = from_bytes(data)
         else:
@@ -85,3 +109,13 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
     if not isinstance(inside, dict) or not inside or not all(isinstance(t, Tensor) for t in inside.values()):
         raise TrainingError(f"{path} holds no state dict", wanted=_WANTED, code="bad_weights")
     return {str(name): tensor for name, tensor in inside.items()}, hashlib.sha256(data).hexdigest()
+
+
+def _yamnet(data: bytes, path: Path) -> dict[str, Tensor]:
+    """Return the convolutions of YAMNet's file under our names, without its 521 classes."""
+    *layers, _ = yamnet_layers(data, name=str(path))
+    state: dict[str, Tensor] = {}
+    for index, layer in enumerate(layers):
+        state[f"layers.{index}.conv.weight"] = torch.from_numpy(layer.weight)
+        state[f"layers.{index}.conv.bias"] = torch.from_numpy(layer.bias)
+    return state

@@ -27,12 +27,19 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
 
 
 def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optimizer:
-    """Return the optimiser over all weights; decay acts on those of two or more dimensions."""
-    weights = [p for p in network.parameters() if p.ndim > 1]
-    others = [p for p in network.parameters() if p.ndim <= 1]
+    """Return the optimiser over all weights; decay acts on those of two or more dimensions.
+
+    A group's ``share`` is the part of the learning rate that it gets: `TrainConfig.trunk_lr` before the last layer.
+    """
+    parameters = list(network.parameters())
     groups = [
-        {"params": weights, "weight_decay": config.weight_decay},
-        {"params": others, "weight_decay": 0.0},
+        {
+            "params": [p for p in part if (p.ndim > 1) == decays],
+            "weight_decay": config.weight_decay if decays else 0.0,
+            "share": share,
+        }
+        for part, share in ((parameters[:-2], config.trunk_lr), (parameters[-2:], 1.0))
+        for decays in (True, False)
     ]
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {
         "adamw": torch.optim.AdamW,

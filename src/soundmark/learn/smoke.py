@@ -102,6 +102,7 @@ def smoke(
         test_fold=test_fold,
         out=out / "run",
         weights=weights,
+        rehearsal=True,
         on_clip=on_clip,
         on_epoch=on_epoch,
         on_note=on_note,

@@ -25,7 +25,7 @@ from soundmark.config import Preset, TrainConfig
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import DatasetError, TrainingError
 from soundmark.frontend import Frontend
-from soundmark.learn import checkpoint, networks, pretrained
+from soundmark.learn import checkpoint, frozen, networks, pretrained
 from soundmark.learn.batches import Batches, Judge
 from soundmark.learn.inner import Patience, inner_split
 from soundmark.learn.run_folder import BEST_FILE, EpochReport, Run, claim, lock, summary_writer
@@ -43,6 +43,7 @@ def train(
     split: Split | None = None,
     weights: Path | None = None,
     resume: bool = False,
+    rehearsal: bool = False,
     on_clip: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -56,15 +57,17 @@ def train(
         out: run folder: preset.toml, run.json, history.jsonl, checkpoints/, tensorboard/, weights.safetensors.
         train_folds: narrower choice of training folds (an inner split), default all but ``test_fold``.
         split: what gave ``dataset`` its folds (`splits.folded`), kept as split.json in ``out``.
-        weights: file of pretrained weights to start from (`pretrained.load_into`).
+        weights: file of pretrained weights to start from (`pretrained.load_into`); default: that of an environment
+            variable (`pretrained.from_environment`).
         resume: go on where ``out`` stands; without it, a folder that holds a run is refused.
+        rehearsal: learn without weights even what makes no sense without them.
         on_clip: called with 1 per clip while features are extracted.
         on_epoch: called after every epoch.
         on_note: called with a line for a person: clips that are left out, weights that are not there.
 
     Raises:
         DatasetError: one label alone, too many bad clips, nothing but equal clips.
-        TrainingError: ``out`` holds another run or is in use; the loss is not finite too often.
+        TrainingError: ``out`` holds another run or is in use; the loss is not finite too often; weights are wanted.
         StorageError: the disk refuses; the last checkpoint is intact.
     """
     folds = train_folds or tuple(fold for fold in dataset.folds if fold != test_fold)
@@ -80,6 +83,8 @@ def train(
         raise DatasetError(
             f"{dataset.name} has one label alone", wanted="two or more labels", code="one_label"
         )
+    frozen.check(preset.train)
+    weights = weights or pretrained.from_environment(preset.network.kind)
     network = _network(
         preset, len(dataset.labels)
     )  # what cannot be built, or loaded, is said before work begins
@@ -101,6 +106,8 @@ def train(
     if dataset.stamps:
         info["stamps"] = list(dataset.stamps)
     wanted = preset.network.pretrained
+    if wanted and not weights and preset.train.frozen_epochs and not rehearsal:
+        raise pretrained.missing(preset)
     if wanted or weights:
         info["start"] = f"weights {digest}" if weights else f"random weights, not {wanted}"
     if wanted and not weights and on_note:
@@ -125,7 +132,7 @@ def train(
                 on_note(
                     f"{len(skipped)} of {len(train_set.clips)} clips cannot be used and are left out: {names}"
                 )
-        return _fit(preset, batches, judge, weights, out, info, on_epoch)
+        return _fit(preset, batches, judge, weights, out, info, on_clip, on_epoch)
 
 
 def _fit(
@@ -135,6 +142,7 @@ def _fit(
     weights: Path | None,
     out: Path,
     info: dict[str, Any],
+    on_clip: Callable[[int], None] | None,
     on_epoch: Callable[[EpochReport], None] | None,
 ) -> Run:
     config = preset.train
@@ -156,6 +164,12 @@ def _fit(
     start = _restore(out, network, optimizer, averaged, patience)
     model, optimizer = fabric.setup(network, optimizer)
     averaged.to(fabric.device)
+    source: Batches | frozen.Embedded = batches
+    forward: Callable[[Tensor], Tensor] = model
+    if frozen.Embedded.fits(network, batches, config):
+        source = frozen.Embedded(network.eval(), batches, config.batch_size, fabric.device, on_clip)
+        model.mark_forward_method("classify")
+        forward = model.classify
 
     of_label = batches.weights.to(fabric.device) if config.balance == "weights" else None
     bad = 0
@@ -167,21 +181,21 @@ def _fit(
             seed = _epoch_seed(config.seed, epoch)
             torch.manual_seed(seed + fabric.global_rank)  # dropout
             generator = torch.Generator().manual_seed(seed + fabric.global_rank)
-            model.train()
+            frozen.to_train(network, frozen=epoch < config.frozen_epochs)
             order = _order(config, batches.weights[batches.targets], torch.Generator().manual_seed(seed))
             order = order[fabric.global_rank :: fabric.world_size]
             for step in range(steps):
                 rows = order[step * config.batch_size : (step + 1) * config.batch_size]
-                x, soft = batches(rows, generator)
+                x, soft = source(rows, generator)
                 x = x.to(fabric.device)
                 soft = (soft * (1 - config.label_smoothing) + config.label_smoothing / soft.shape[1]).to(
                     fabric.device
                 )
                 lr = learning_rate(config, (epoch * steps + step) / (config.epochs * steps))
                 for group in optimizer.param_groups:
-                    group["lr"] = lr
+                    group["lr"] = lr * group["share"]
                 before = [buffer.clone() for buffer in network.buffers()]  # batch norm's running statistics
-                loss = nn.functional.cross_entropy(model(x), soft, weight=of_label)
+                loss = nn.functional.cross_entropy(forward(x), soft, weight=of_label)
                 optimizer.zero_grad(set_to_none=True)
                 fabric.backward(loss)
                 norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or math.inf)

@@ -13,6 +13,7 @@ from soundmark.learn.networks.edge import Edge
 from soundmark.learn.networks.mfcc_cnn import MfccCNN
 from soundmark.learn.networks.resnet import ResNet
 from soundmark.learn.networks.small_cnn import SmallCNN
+from soundmark.learn.networks.yamnet import YAMNet
 
 NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int], int], nn.Module]] = {
     "acdnet": ACDNet,
@@ -20,6 +21,7 @@ NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int], int], nn.Module]] 
     "mfcc-cnn": MfccCNN,
     "resnet": ResNet,
     "small-cnn": SmallCNN,
+    "yamnet": YAMNet,
 }
 """Architecture name -> constructor ``(config, (n_rows, n_frames), n_labels)``."""
 

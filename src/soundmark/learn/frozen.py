@@ -1,0 +1,99 @@
+"""Frozen layers: who learns in which epoch, and embeddings that are computed once where nothing changes them.
+
+The last layer (*head*) is what `networks` defines last, weight and bias; everything before it is the *trunk*.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from soundmark.config import TrainConfig
+from soundmark.errors import ConfigError
+from soundmark.learn.batches import Batches
+
+
+@runtime_checkable
+class Embedding(Protocol):
+    """A network in two halves."""
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Return ``(batch, width)`` of features ``(batch, n_rows, n_frames)``."""
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Return logits ``(batch, n_labels)`` of embeddings."""
+
+
+def check(config: TrainConfig) -> None:
+    """Refuse to thaw layers over several processes, which share out gradients once, at the start.
+
+    Raises:
+        ConfigError: some epochs are frozen, others not, and there is more than one process.
+    """
+    if 0 < config.frozen_epochs < config.epochs and config.devices * config.num_nodes > 1:
+        raise ConfigError(
+            f"`train.frozen_epochs` {config.frozen_epochs} of {config.epochs} on {config.devices} devices",
+            wanted="one device, or all epochs frozen, or none",
+        )
+
+
+def head_of(network: nn.Module) -> list[nn.Parameter]:
+    """Return weight and bias of the last layer."""
+    return list(network.parameters())[-2:]
+
+
+def to_train(network: nn.Module, *, frozen: bool) -> None:
+    """Put ``network`` in train mode; while ``frozen`` the trunk gets no gradient and batch norm keeps its numbers."""
+    network.train()
+    head = {id(parameter) for parameter in head_of(network)}
+    for parameter in network.parameters():
+        parameter.requires_grad_(not frozen or id(parameter) in head)
+    for module in network.modules():
+        if frozen and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.eval()
+
+
+class Embedded:
+    """What `Batches` gives, but embeddings instead of features, computed once for all epochs.
+
+    Attributes:
+        weights: as in `Batches`.
+        targets: as in `Batches`.
+    """
+
+    def __init__(
+        self,
+        network: Embedding,
+        batches: Batches,
+        size: int,
+        device: torch.device,
+        on_clip: Callable[[int], None] | None = None,
+    ) -> None:
+        """Compute them, ``size`` windows at a time; ``on_clip`` is called with 0, so that a person can stop it."""
+        self.weights, self.targets = batches.weights, batches.targets
+        unused = torch.Generator()  # nothing is drawn from it: see `fits`
+        parts: list[tuple[Tensor, Tensor]] = []
+        with torch.no_grad():
+            for first in range(0, len(batches), size):
+                features, soft = batches(torch.arange(first, min(first + size, len(batches))), unused)
+                parts.append((network.embed(features.to(device)).float().cpu(), soft))
+                if on_clip:
+                    on_clip(0)
+        self._embeddings = torch.cat([embedding for embedding, _ in parts])  # (n_windows, width)
+        self._soft = torch.cat([soft for _, soft in parts])
+
+    @staticmethod
+    def fits(network: nn.Module, batches: Batches, config: TrainConfig) -> bool:
+        """Return whether one embedding per window says all: every epoch is frozen and chance changes no window."""
+        return config.frozen_epochs >= config.epochs and batches.steady and isinstance(network, Embedding)
+
+    def __len__(self) -> int:
+        return len(self._embeddings)
+
+    def __call__(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return embeddings ``(batch, width)`` and targets ``(batch, n_labels)`` of windows ``rows``."""
+        del generator
+        return self._embeddings[rows], self._soft[rows]

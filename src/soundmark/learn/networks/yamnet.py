@@ -1,0 +1,109 @@
+"""The `yamnet` network: YAMNet's MobileNet-v1 in float, run over a whole window at once, with a linear head of ours.
+
+Its weights (`soundmark.learn.tflite_weights`) have batch norm folded in, so every convolution has a bias and nothing
+else. Features must be those it was learnt on: the presets' ``[frontend]``, 16 kHz and 64 mel bands.
+Source: Plakal and Ellis, YAMNet (tensorflow/models, Apache-2.0); Howard et al., MobileNets (arXiv 1704.04861).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from soundmark.config import NetworkConfig
+from soundmark.errors import ConfigError
+from soundmark.learn.networks.edge import SalientPool
+
+PLAN = (
+    (32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2),
+    (512, 1), (512, 1), (512, 1), (512, 1), (512, 1), (1024, 2), (1024, 1),
+)  # fmt: skip
+"""Width and stride: the first convolution, then 13 pairs of a depthwise one (it has the stride) and a 1x1."""
+CONVOLUTIONS = 2 * len(PLAN) - 1
+
+
+class YAMNet(nn.Module):
+    """Logits ``(batch, n_labels)`` from features ``(batch, 64, n_frames)``.
+
+    ``config.keep``: the first convolutions that are kept, 0 for all 27; ``config.channels``: widths as in `PLAN`, for
+    a thinner one without published weights.
+
+    Attributes:
+        left_out: how names begin that a file of all weights has and this network has not.
+        width: numbers in an embedding.
+    """
+
+    def __init__(self, config: NetworkConfig, shape: tuple[int, int], n_labels: int) -> None:
+        super().__init__()
+        widths = config.channels or tuple(width for width, _ in PLAN)
+        keep = config.keep or CONVOLUTIONS
+        if len(widths) != len(PLAN) or keep > CONVOLUTIONS or keep % 2 == 0 or min(shape) < 32:
+            raise ConfigError(
+                f"features of shape {shape}, `network.keep` {config.keep} and {len(widths)} widths",
+                wanted=f"32 or more rows and frames, an odd number up to {CONVOLUTIONS} and {len(PLAN)} widths",
+            )
+        self.left_out = tuple(f"layers.{index}." for index in range(keep, CONVOLUTIONS))
+        layers = [Convolution(1, widths[0], shape, kernel=3, stride=2)]
+        for index, (_, stride) in enumerate(PLAN[1 : (keep + 1) // 2], start=1):
+            before, after = widths[index - 1], widths[index]
+            layers.append(
+                Convolution(before, before, layers[-1].shape, kernel=3, stride=stride, groups=before)
+            )
+            layers.append(Convolution(before, after, layers[-1].shape, kernel=1))
+        self.layers = nn.Sequential(*layers)
+        self.pool = SalientPool(layers[-1].shape[1])
+        self.dropout = nn.Dropout(config.dropout)
+        self.width = 2 * layers[-1].conv.out_channels
+        self.head = nn.Linear(self.width, n_labels)
+
+    def embed(self, features: Tensor) -> Tensor:
+        """Return ``(batch, width)``: the mean over time, and the mean of the largest quarter."""
+        embedding: Tensor = self.pool(self.layers(features[:, None]))
+        return embedding
+
+    def classify(self, embedding: Tensor) -> Tensor:
+        """Return logits ``(batch, n_labels)`` of embeddings ``(batch, width)``."""
+        logits: Tensor = self.head(self.dropout(embedding))
+        return logits
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits ``(batch, n_labels)``."""
+        return self.classify(self.embed(features))
+
+
+class Convolution(nn.Module):
+    """A convolution with bias and ReLU6, padded as TensorFlow's "same": the odd zero is behind, not in front.
+
+    Attributes:
+        shape: rows and frames that come out.
+    """
+
+    def __init__(
+        self,
+        before: int,
+        after: int,
+        shape: tuple[int, int],
+        *,
+        kernel: int,
+        stride: int = 1,
+        groups: int = 1,
+    ) -> None:
+        super().__init__()
+        self.shape = (-(-shape[0] // stride), -(-shape[1] // stride))
+        zeros = [
+            max(0, (out - 1) * stride + kernel - size) for size, out in zip(shape, self.shape, strict=True)
+        ]
+        even = all(n % 2 == 0 for n in zeros)
+        padding = (zeros[0] // 2, zeros[1] // 2) if even else (0, 0)
+        sides = (zeros[1] // 2, zeros[1] - zeros[1] // 2, zeros[0] // 2, zeros[0] - zeros[0] // 2)
+        self.pad: nn.Module = nn.Identity() if even else nn.ZeroPad2d(sides)
+        self.conv = nn.Conv2d(before, after, kernel, stride, padding, groups=groups)
+        self.act = nn.ReLU6()
+        nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
+        assert self.conv.bias is not None
+        torch.nn.init.zeros_(self.conv.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``(batch, after, *self.shape)``."""
+        y: Tensor = self.act(self.conv(self.pad(x)))
+        return y

@@ -1,0 +1,215 @@
+"""yamnet: TensorFlow's padding, the published weights, frozen layers; and the TFLite file itself where there is one."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("lightning_fabric")
+
+from msgspec.structs import replace  # noqa: E402
+
+import synthetic  # noqa: E402
+from soundmark.config import AugmentConfig, NetworkConfig, Preset, TrainConfig, load_preset  # noqa: E402
+from soundmark.dataset import Dataset  # noqa: E402
+from soundmark.errors import ConfigError, TrainingError  # noqa: E402
+from soundmark.frontend import Frontend  # noqa: E402
+from soundmark.learn import checkpoint, frozen, networks, pretrained  # noqa: E402
+from soundmark.learn.networks.yamnet import Convolution, YAMNet  # noqa: E402
+from soundmark.learn.schedule import make_optimizer  # noqa: E402
+from soundmark.learn.smoke import smoke  # noqa: E402
+from soundmark.learn.tflite_weights import yamnet_layers  # noqa: E402
+from soundmark.learn.train import train  # noqa: E402
+
+pytestmark = pytest.mark.train
+
+THIN = (4, 6, 8, 8, 8, 8, 8, 8, 8, 8, 8, 8, 10, 10)
+FILE = os.environ.get("SOUNDMARK_YAMNET", "")
+"""YAMNet's TFLite file, where there is one; the tests that need none must not see it."""
+STILL = AugmentConfig(mix_probability=0.0, gain_db=0.0, roll=0.0, time_masks=0, freq_masks=0)
+
+
+@pytest.fixture(autouse=True)
+def _no_file(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("SOUNDMARK_YAMNET", raising=False)
+
+
+def network(keep: int = 0, shape: tuple[int, int] = (64, 498), **config: object) -> YAMNet:
+    made = networks.build(NetworkConfig(kind="yamnet", keep=keep, **config), shape, 5)  # type: ignore[arg-type]
+    assert isinstance(made, YAMNet)
+    return made.eval()
+
+
+def preset(**train: object) -> Preset:
+    tiny = synthetic.tiny_preset(epochs=3, **{"frozen_epochs": 3, **train})
+    config = NetworkConfig(kind="yamnet", channels=THIN, pretrained="YAMNet (AudioSet)")
+    return replace(tiny, network=config, augment=STILL)
+
+
+@pytest.fixture
+def weights(tmp_path: Path) -> Path:
+    """Return a file of weights for the thin network of `preset`."""
+    torch.manual_seed(3)
+    made = networks.build(preset().network, (32, 51), 5)
+    checkpoint.save_weights(tmp_path / "w.safetensors", made.state_dict())
+    return tmp_path / "w.safetensors"
+
+
+@pytest.mark.parametrize(("size", "before", "behind"), [(8, 0, 1), (9, 1, 1), (96, 0, 1), (125, 1, 1)])
+def test_padding_is_that_of_tensorflow(size: int, before: int, behind: int) -> None:
+    """The formula of tf.nn.convolution for "SAME": the odd zero is behind."""
+    torch.manual_seed(0)
+    layer = Convolution(1, 2, (size, 8), kernel=3, stride=2)
+    x = torch.randn(1, 1, size, 8)
+    padded = torch.nn.functional.pad(x, (0, 1, before, behind))
+    wanted = torch.nn.functional.conv2d(padded, layer.conv.weight, layer.conv.bias, 2).clamp(0, 6)
+    assert wanted.shape[2:] == layer.shape
+    torch.testing.assert_close(layer(x), wanted)
+
+
+@pytest.mark.parametrize(
+    ("keep", "width", "out", "parameters"),
+    [(0, 1024, (2, 16), 3_206_976), (17, 512, (4, 32), 802_000), (9, 256, (8, 63), 62_000)],
+)
+def test_the_first_convolutions_can_be_kept(
+    keep: int, width: int, out: tuple[int, int], parameters: int
+) -> None:
+    made = network(keep)
+    assert made.layers[-1].shape == out
+    assert made.embed(torch.zeros(1, 64, 498)).shape == (1, 2 * width)
+    assert sum(p.numel() for p in made.layers.parameters()) == pytest.approx(parameters, rel=0.05)
+    assert len(made.layers) == (keep or 27)
+
+
+@pytest.mark.parametrize(("keep", "shape"), [(8, (64, 96)), (29, (64, 96)), (0, (16, 96))])
+def test_what_is_no_yamnet_is_refused(keep: int, shape: tuple[int, int]) -> None:
+    with pytest.raises(ConfigError, match=r"network\.keep"):
+        network(keep, shape)
+
+
+def test_a_shorter_one_takes_its_part_of_the_weights_and_nothing_unknown(tmp_path: Path) -> None:
+    whole = network(channels=THIN).state_dict()
+    checkpoint.save_weights(tmp_path / "w.safetensors", whole)
+    short = network(9, channels=THIN)
+    pretrained.load_into(short, tmp_path / "w.safetensors")
+    assert torch.equal(short.layers[8].conv.weight, whole["layers.8.conv.weight"])
+    checkpoint.save_weights(tmp_path / "w.safetensors", {**whole, "layers.27.conv.bias": torch.zeros(3)})
+    with pytest.raises(TrainingError, match=r"layers\.27\.conv\.bias unknown"):
+        pretrained.load_into(short, tmp_path / "w.safetensors")
+
+
+def test_another_tflite_file_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "m.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(100))
+    with pytest.raises(TrainingError, match=r"another TFLite file: 108 bytes.*SHA-256") as caught:
+        pretrained.load_into(network(channels=THIN), tmp_path / "m.tflite")
+    assert caught.value.code == "bad_weights"
+
+
+def test_a_frozen_run_wants_weights_and_a_smoke_run_says_that_it_has_none(
+    dataset: Dataset, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"SOUNDMARK_YAMNET") as caught:
+        train(preset(), dataset, test_fold=5, out=tmp_path / "run")
+    assert caught.value.code == "no_weights"
+    assert not (tmp_path / "run").exists()
+    notes: list[str] = []
+    seen = smoke(preset(), dataset, test_fold=5, out=tmp_path / "smoke", on_note=notes.append)
+    assert seen.logits[1] == 5
+    assert any("random weights" in note for note in notes)
+
+
+def test_a_frozen_run_teaches_the_last_layer_alone_from_embeddings_computed_once(
+    dataset: Dataset, weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[int] = []
+    embed = YAMNet.embed
+
+    def counted(self: YAMNet, features: torch.Tensor) -> torch.Tensor:
+        seen.append(len(features))
+        return embed(self, features)
+
+    monkeypatch.setattr(YAMNet, "embed", counted)
+    monkeypatch.setenv("SOUNDMARK_YAMNET", str(weights))
+    run = train(preset(), dataset, test_fold=5, out=tmp_path / "run")
+    assert sum(seen) == run.info["n_clips"]  # not three times
+    before, after = (
+        checkpoint.load_weights(weights),
+        checkpoint.load_weights(run.path / "weights.safetensors"),
+    )
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed == {"head.weight", "head.bias"}
+    straight = replace(
+        preset(), augment=replace(STILL, gain_db=1e-9)
+    )  # as good as still, but not by the rule
+    slow = train(straight, dataset, test_fold=5, out=tmp_path / "slow")
+    again = checkpoint.load_weights(slow.path / "weights.safetensors")
+    torch.testing.assert_close(again["head.weight"], after["head.weight"], atol=1e-4, rtol=1e-3)
+
+
+def test_after_the_frozen_epochs_everything_learns(dataset: Dataset, weights: Path, tmp_path: Path) -> None:
+    run = train(
+        preset(frozen_epochs=1, trunk_lr=0.1), dataset, test_fold=5, out=tmp_path / "run", weights=weights
+    )
+    before, after = (
+        checkpoint.load_weights(weights),
+        checkpoint.load_weights(run.path / "weights.safetensors"),
+    )
+    assert not torch.equal(before["layers.0.conv.weight"], after["layers.0.conv.weight"])
+    assert not torch.equal(before["layers.26.conv.bias"], after["layers.26.conv.bias"])
+
+
+def test_frozen_batch_norm_keeps_its_numbers_and_rates_differ() -> None:
+    made = networks.build(NetworkConfig(kind="edge", channels=(4, 6)), (32, 51), 5)
+    frozen.to_train(made, frozen=True)
+    mean = made.stem[1].running_mean.clone()
+    made(torch.randn(4, 32, 51)).sum().backward()
+    assert torch.equal(made.stem[1].running_mean, mean)
+    assert [name for name, p in made.named_parameters() if p.grad is not None] == ["head.weight", "head.bias"]
+    frozen.to_train(made, frozen=False)
+    assert all(p.requires_grad for p in made.parameters())
+    made(torch.randn(4, 32, 51)).sum().backward()
+    assert not torch.equal(made.stem[1].running_mean, mean)
+    groups = make_optimizer(made, TrainConfig(trunk_lr=0.1)).param_groups
+    shares = {id(p): group["share"] for group in groups for p in group["params"]}
+    assert {shares[id(p)] for p in frozen.head_of(made)} == {1.0}
+    assert shares[id(made.stem[0].weight)] == 0.1
+    assert len(shares) == len(list(made.parameters()))
+    with pytest.raises(ConfigError, match="frozen_epochs"):
+        frozen.check(TrainConfig(epochs=5, frozen_epochs=2, devices=2))
+
+
+@pytest.mark.data
+def test_embeddings_and_classes_are_those_of_the_published_model() -> None:
+    """Against LiteRT: its int8 graph and our float one, on signals made in code."""
+    if not FILE:
+        pytest.skip("SOUNDMARK_YAMNET does not name YAMNet's TFLite file")
+    litert = pytest.importorskip("ai_edge_litert.interpreter")
+    path = Path(FILE)
+    front = Frontend(load_preset("yamnet-transfer").frontend)
+    made = network(shape=(64, 96))
+    pretrained.load_into(made, path)
+    classes = yamnet_layers(path.read_bytes(), name="yamnet")[-1]
+    assert classes.weight.shape == (521, 1024)
+    theirs = litert.Interpreter(str(path), experimental_preserve_all_tensors=True)
+    theirs.allocate_tensors()
+    tensors = {tensor["name"]: tensor for tensor in theirs.get_tensor_details()}
+    embedding, mel = tensors["tower0/network/layer28/reduce_mean"], tensors["log_mel_spectrogram"]
+    scale, zero = embedding["quantization"]
+    for label in synthetic.CLASSES.values():
+        wave = synthetic.sound(label, 7, 1)[:15_600]
+        theirs.set_tensor(theirs.get_input_details()[0]["index"], wave)
+        theirs.invoke()
+        features = front(wave)
+        np.testing.assert_allclose(features, theirs.get_tensor(mel["index"]).T, atol=0.05)
+        with torch.no_grad():
+            ours = made.layers(torch.from_numpy(features)[None, None]).mean(dim=(2, 3))[0].numpy()
+        wanted = (theirs.get_tensor(embedding["index"]).ravel().astype(np.float64) - zero) * scale
+        assert np.corrcoef(ours, wanted)[0, 1] > 0.998
+        scores = theirs.get_tensor(theirs.get_output_details()[0]["index"]).ravel()
+        logits = classes.weight @ ours + classes.bias
+        best = int(logits.argmax())
+        assert scores[best] >= scores.max() - 0.03, label  # int8 scores have ties
