@@ -243,15 +243,11 @@ class PrepareConfig(Config, frozen=True, kw_only=True):
 
     sample_rate: Annotated[int, msgspec.Meta(ge=1_000, le=192_000)] = 44_100  # Hz of what is written
     trim: bool = True  # cut quiet off both ends
-    trim_db: Annotated[
-        float, msgspec.Meta(ge=-120, lt=0)
-    ] = -60.0  # quiet is below this, in dB under the peak
+    trim_db: Annotated[float, msgspec.Meta(ge=-120, lt=0)] = -60.0  # quiet: that far below the peak, in dB
     normalise: Literal["none", "peak", "loudness"] = (
         "peak"  # to full scale, to `loudness_lufs`, or not at all
     )
-    loudness_lufs: Annotated[
-        float, msgspec.Meta(ge=-70, le=0)
-    ] = -23.0  # ITU-R BS.1770; peaks stay in full scale
+    loudness_lufs: Annotated[float, msgspec.Meta(ge=-70, le=0)] = -23.0  # BS.1770; peaks stay in full scale
     format: Literal["wav", "flac"] = "wav"  # of the files
 
 
