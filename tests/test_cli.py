@@ -765,5 +765,7 @@ def test_the_reference_has_every_outcome() -> None:
     for path in (ROOT / "src" / "soundmark").rglob("*.py"):
         raised |= set(re.findall(r'code="(\w+)"', path.read_text("utf-8")))
     defaults = {kind.default_code for kind in errors.SoundmarkError.__subclasses__()}
-    missing = (raised | defaults) - set(re.findall(r"`(\w+)`", rest)) - errors.AUDIO_CODES - {"usage", "internal"}
+    missing = (
+        (raised | defaults) - set(re.findall(r"`(\w+)`", rest)) - errors.AUDIO_CODES - {"usage", "internal"}
+    )
     assert not missing
