@@ -76,7 +76,7 @@ class WorkerProcess:
             async with asyncio.timeout(START_S):
                 header, _ = await frames.receive(reader)
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
-            header = {"kind": "refused", "saw": "the worker process did not start", "code": "internal"}
+            header = {"kind": "refused", "saw": "the worker process did not start", "code": "no_worker"}
         except BaseException:
             await _end(process, writer, mailbox)
             raise
