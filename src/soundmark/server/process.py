@@ -68,7 +68,7 @@ class WorkerProcess:
             ours.close()
             os.close(mailbox)
             raise BundleError(
-                f"no worker process can be started: {error.strerror}", code="internal"
+                f"no worker process can be started: {error.strerror}", code="no_worker"
             ) from None
         reader, writer = await asyncio.open_connection(sock=ours, limit=CHUNK_BYTES)
         try:
