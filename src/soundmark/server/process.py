@@ -69,7 +69,7 @@ class WorkerProcess:
             ours.close()
             os.close(mailbox)
             raise BundleError(
-                f"no worker process can be started: {error.strerror}", code="internal"
+                f"no worker process can be started: {error.strerror}", code="no_worker"
             ) from None
         reader, writer = await asyncio.open_connection(sock=ours, limit=CHUNK_BYTES)
         try:
@@ -77,7 +77,7 @@ class WorkerProcess:
             async with asyncio.timeout(START_S):
                 header, _ = await frames.receive(reader)
         except (TimeoutError, OSError, asyncio.IncompleteReadError):
-            header = {"kind": "refused", "saw": "the worker process did not start", "code": "internal"}
+            header = {"kind": "refused", "saw": "the worker process did not start", "code": "no_worker"}
         except BaseException:
             await _end(process, writer, mailbox)
             raise
