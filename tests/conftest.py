@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundmark import bundle, classifier, frontend
+from soundmark import bundle, classifier, cli, frontend
 from soundmark.bundle import Bundle, Manifest
 from soundmark.classifier import Classifier
 from soundmark.config import DecisionConfig
@@ -92,3 +92,19 @@ def make_wav() -> Callable[..., bytes]:
         return file.getvalue()
 
     return make
+
+
+@pytest.fixture
+def call(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Callable[..., tuple[object, str, str]]:
+    """Return a function that runs the command and returns its exit status, output and errors."""
+    monkeypatch.setenv("COLUMNS", "80")
+
+    def called(*args: object) -> tuple[object, str, str]:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as left:
+            cli.main(list(map(str, args)))
+        return (left.value.code, *capsys.readouterr())
+
+    return called

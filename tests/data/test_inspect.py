@@ -12,7 +12,7 @@ import pytest
 import soundfile
 from damaged import DAMAGES, EXTRA, write_damaged
 
-from soundmark import cli, errors
+from soundmark import errors
 from soundmark.config import to_toml
 from soundmark.data import inspect as inspection_module
 from soundmark.data.findings import CODES, SEVERITIES
@@ -38,21 +38,6 @@ def report(damaged: tuple[Path, dict[str, str]]) -> Inspection:
 @pytest.fixture(scope="module")
 def good(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_esc50(tmp_path_factory.mktemp("good") / "set", folds=2, takes=1)
-
-
-@pytest.fixture
-def call(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[object, str, str]]:
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def called(*args: object) -> tuple[object, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main(list(map(str, args)))
-        return (left.value.code, *capsys.readouterr())
-
-    return called
 
 
 # --- B2 ----------------------------------------------------------------------------------------------------------

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import soundfile
 from told import made, other
 
-from soundmark import cli
 from soundmark.dataset import Dataset
 from soundmark.sources import load_esc50
 from synthetic import RATE, sound, write_table
@@ -41,18 +39,3 @@ def file(data: Dataset, tmp_path: Path) -> Path:
     path = tmp_path / "told.json"
     made(data, other).write(path)
     return path
-
-
-@pytest.fixture
-def call(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> Callable[..., tuple[object, str, str]]:
-    monkeypatch.setenv("COLUMNS", "80")
-
-    def called(*args: object) -> tuple[object, str, str]:
-        capsys.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main(list(map(str, args)))
-        return (left.value.code, *capsys.readouterr())
-
-    return called
