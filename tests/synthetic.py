@@ -17,10 +17,10 @@ from soundmark.config import (
     ExportConfig,
     FrontendConfig,
     NetworkConfig,
-    Preset,
     TrainConfig,
     WindowConfig,
 )
+from soundmark.preset import Preset
 
 if TYPE_CHECKING:
     from soundmark.learn.run_folder import Run

@@ -22,8 +22,9 @@ import pytest
 import soundfile
 
 from soundmark import bundle, cli, cli_learn, cli_options, config, errors
-from soundmark.config import Preset, TrainConfig, load_preset
+from soundmark.config import TrainConfig
 from soundmark.dataset import ESC50_VARIABLE
+from soundmark.preset import Preset, load_preset
 from synthetic import table_rows, tiny_preset, write_esc50, write_table
 from tiny import TINY_LABELS
 

@@ -20,17 +20,15 @@ from soundmark.config import (
     Config,
     DecisionConfig,
     FrontendConfig,
-    Preset,
     TrainConfig,
     WindowConfig,
     fields,
     from_dict,
-    load_preset,
-    preset_names,
     to_dict,
     to_toml,
 )
 from soundmark.errors import EXIT_USAGE, ConfigError
+from soundmark.preset import Preset, load_preset, preset_names
 
 TYPES = [
     t for t in vars(module).values() if isinstance(t, type) and issubclass(t, Config) and t is not Config

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from soundmark.config import FrontendConfig, from_dict, load_preset, preset_names
+from soundmark.config import FrontendConfig, from_dict
 from soundmark.frontend import FRONTEND_VERSION, Frontend, fingerprint
+from soundmark.preset import load_preset, preset_names
 
 GOLDEN = Path(__file__).parent / "golden"
 CASES: dict[str, dict[str, Any]] = {

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import click
 
 from soundmark import cli_options, config, errors
+from soundmark.preset import load_preset
 
 if TYPE_CHECKING:
     from soundmark.data.extract import Extraction
@@ -111,7 +112,7 @@ def extract(
     `soundmark.dataset.load_features(DIR)` reads them. Options named after a value of the front end change it; 13 MFCCs
     at 44.1 kHz are the default. Run it again to go on after an interruption.
     """
-    start = config.load_preset(preset).frontend if preset else config.FrontendConfig(kind="mfcc")
+    start = load_preset(preset).frontend if preset else config.FrontendConfig(kind="mfcc")
     chosen = config.overridden(start, cli_options.overrides("", {"kind": kind, **fields}))
     limits = _limits(max_seconds)
     dataset = _dataset(root, lenient)

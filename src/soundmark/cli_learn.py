@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import click
 
 from soundmark import cli_options, config, errors
+from soundmark.preset import Preset, load_preset
 
 if TYPE_CHECKING:
     from soundmark.dataset import Dataset
@@ -62,7 +63,7 @@ def train(
     Data without folds gets five, every source in one, kept as split.json in the run folder. Recordings that cannot be
     read are left out and named. Order of values, later ones win: defaults, preset, --set, options named after a field.
     """
-    merged = config.load_preset(preset, [*overrides, *cli_options.overrides("train", fields)])
+    merged = load_preset(preset, [*overrides, *cli_options.overrides("train", fields)])
     if print_config:
         click.echo(config.to_toml(merged), nl=False)
         return
@@ -114,9 +115,7 @@ def train(
     render.print_export(written, agreement.to_dict())
 
 
-def _smoke(
-    preset: config.Preset, dataset: Dataset, test_fold: int, out: Path | None, weights: Path | None
-) -> None:
+def _smoke(preset: Preset, dataset: Dataset, test_fold: int, out: Path | None, weights: Path | None) -> None:
     import tempfile
 
     from soundmark import render
@@ -155,7 +154,7 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
     from soundmark.learn.run_folder import open_run
 
     opened = open_run(run)
-    merged = config.load_preset(run / "preset.toml", cli_options.overrides("export", fields))
+    merged = load_preset(run / "preset.toml", cli_options.overrides("export", fields))
     with render.clip_progress("features", opened.info["n_clips"]) as on_clip:
         written, agreement = run_export(
             opened, out, data=data, config=merged.export, overwrite=overwrite, on_clip=on_clip

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Literal
 
 import click
 
-from soundmark import cli_options, config, errors
+from soundmark import cli_options, errors
+from soundmark.preset import load_preset
 
 if TYPE_CHECKING:
     from soundmark.dataset import Dataset
@@ -66,7 +67,7 @@ def cv(
 
     The same command goes on where it was ended, whatever ended it.
     """
-    merged = config.load_preset(preset, overrides)
+    merged = load_preset(preset, overrides)
     chosen = cli_options.folds(folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
@@ -144,7 +145,7 @@ def tune(
 
     The same command goes on where it was ended; started again elsewhere meanwhile, it works on the same study.
     """
-    merged = config.load_preset(preset, overrides)
+    merged = load_preset(preset, overrides)
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
     from soundmark.learn.tune import tune as run_tuning

@@ -366,7 +366,7 @@ def test_a_preset_is_a_start(esc50: Path, tmp_path: Path) -> None:
     with pytest.raises(SystemExit) as left:
         cli.main(["features", "extract", str(esc50), "--out", str(tmp_path), *args])
     assert left.value.code == 0
-    from soundmark.config import load_preset
+    from soundmark.preset import load_preset
 
     about = tomllib.loads((tmp_path / "features.toml").read_text())["frontend"]
     edge = load_preset("edge").frontend

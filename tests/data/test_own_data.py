@@ -20,8 +20,9 @@ pytest.importorskip("sklearn")
 
 import synthetic
 from soundmark import config
-from soundmark.config import Preset, WindowConfig
+from soundmark.config import WindowConfig
 from soundmark.dataset import Clip, Dataset
+from soundmark.preset import Preset
 from soundmark.sources import open_dataset
 from soundmark.splits import class_weights, folded
 

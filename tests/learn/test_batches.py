@@ -12,10 +12,11 @@ from msgspec.structs import replace  # noqa: E402
 
 import synthetic  # noqa: E402
 from soundmark import audio  # noqa: E402
-from soundmark.config import AugmentConfig, FrontendConfig, Preset, WaveConfig, WindowConfig  # noqa: E402
+from soundmark.config import AugmentConfig, FrontendConfig, WaveConfig, WindowConfig  # noqa: E402
 from soundmark.dataset import Dataset  # noqa: E402
 from soundmark.frontend import Frontend  # noqa: E402
 from soundmark.learn.batches import Batches, Judge  # noqa: E402
+from soundmark.preset import Preset  # noqa: E402
 
 pytestmark = pytest.mark.train
 

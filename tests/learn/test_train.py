@@ -22,7 +22,7 @@ from msgspec.structs import replace  # noqa: E402
 
 import synthetic  # noqa: E402
 from soundmark import audio  # noqa: E402
-from soundmark.config import TrainConfig, load_preset, to_toml  # noqa: E402
+from soundmark.config import TrainConfig, to_toml  # noqa: E402
 from soundmark.dataset import Dataset, load_esc50  # noqa: E402
 from soundmark.errors import DatasetError, StorageError, TrainingError  # noqa: E402
 from soundmark.learn import batches, checkpoint, networks  # noqa: E402
@@ -31,6 +31,7 @@ from soundmark.learn.features import extract  # noqa: E402
 from soundmark.learn.run_folder import Run, open_run  # noqa: E402
 from soundmark.learn.schedule import learning_rate  # noqa: E402
 from soundmark.learn.train import train  # noqa: E402
+from soundmark.preset import load_preset  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -121,7 +122,7 @@ import os, signal, sys
 from pathlib import Path
 import torch
 torch.set_num_threads(1)
-from soundmark.config import load_preset
+from soundmark.preset import load_preset  # noqa: E402
 from soundmark.dataset import load_esc50
 from soundmark.learn import batches, train as module
 data, preset, out, steps = sys.argv[1:]

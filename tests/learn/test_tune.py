@@ -23,13 +23,14 @@ from msgspec.structs import replace  # noqa: E402
 
 import synthetic  # noqa: E402
 from soundmark import bundle  # noqa: E402
-from soundmark.config import Preset, Search, from_dict, load_preset, to_dict, to_toml  # noqa: E402
+from soundmark.config import Search, from_dict, to_dict, to_toml  # noqa: E402
 from soundmark.dataset import Dataset  # noqa: E402
 from soundmark.errors import ConfigError, StorageError, TrainingError  # noqa: E402
 from soundmark.learn import cv, tune, workers  # noqa: E402
 from soundmark.learn.search import as_it_is, search_space, with_values  # noqa: E402
 from soundmark.learn.study import SharedStudy, TrialState  # noqa: E402
 from soundmark.learn.train import train  # noqa: E402
+from soundmark.preset import Preset, load_preset  # noqa: E402
 from soundmark.sources import open_dataset  # noqa: E402
 
 pytestmark = pytest.mark.train

@@ -15,7 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from soundmark.config import FrontendConfig, Preset, WindowConfig
+from soundmark.config import FrontendConfig, WindowConfig
 from soundmark.dataset import Dataset
 from soundmark.errors import DatasetError
 from soundmark.frontend import Frontend
@@ -23,6 +23,7 @@ from soundmark.learn import waves
 from soundmark.learn.augment import active, augment, mask
 from soundmark.learn.features import FeatureStore, OnBad, extract
 from soundmark.learn.loudness import Loudness
+from soundmark.preset import Preset
 from soundmark.splits import class_weights
 
 

@@ -14,7 +14,7 @@ import torch
 
 import soundmark
 from soundmark import bundle
-from soundmark.config import Preset, to_dict
+from soundmark.config import to_dict
 from soundmark.cross_validation import evaluate_folds, load_bundles
 from soundmark.dataset import Dataset
 from soundmark.errors import BundleError, SoundmarkError
@@ -23,6 +23,7 @@ from soundmark.learn.export import export
 from soundmark.learn.run_folder import epochs_done, file_digest, lock, open_run, settle
 from soundmark.learn.train import train
 from soundmark.learn.workers import in_processes, refuse_several_devices
+from soundmark.preset import Preset
 from soundmark.splits import Split
 
 

@@ -13,9 +13,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from torch import Tensor, nn
 
-from soundmark.config import Preset
 from soundmark.errors import TrainingError
 from soundmark.learn.tflite_weights import is_tflite, yamnet_layers
+from soundmark.preset import Preset
 
 _WANTED = "a state dict of that architecture (.safetensors, or .pth as torchvision publishes it)"
 

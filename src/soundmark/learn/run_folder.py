@@ -19,8 +19,9 @@ from typing import Any
 import msgspec
 
 from soundmark import storage
-from soundmark.config import Preset, load_preset, to_dict, to_toml
+from soundmark.config import to_dict, to_toml
 from soundmark.errors import StorageError, TrainingError
+from soundmark.preset import Preset, load_preset
 from soundmark.splits import Split
 
 BEST_FILE = "best.safetensors"

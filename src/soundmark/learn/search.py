@@ -10,8 +10,9 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from soundmark.config import Preset, Search, from_dict, to_dict
+from soundmark.checked import Search, from_dict, to_dict
 from soundmark.errors import ConfigError
+from soundmark.preset import Preset
 
 if TYPE_CHECKING:
     from optuna.trial import Trial

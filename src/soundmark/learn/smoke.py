@@ -16,7 +16,6 @@ from msgspec.structs import replace as with_fields
 from torch import nn
 
 from soundmark.classifier import Classifier
-from soundmark.config import Preset
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import DatasetError
 from soundmark.evaluate import evaluate
@@ -25,6 +24,7 @@ from soundmark.learn.batches import Batches
 from soundmark.learn.export import export
 from soundmark.learn.run_folder import EpochReport
 from soundmark.learn.train import train
+from soundmark.preset import Preset
 
 LABELS, TRAIN_CLIPS, EPOCHS = 8, 3, 2
 """Labels of a smoke run, training clips of each (one is tested), epochs."""

@@ -21,7 +21,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import soundmark
 from soundmark import storage
-from soundmark.config import Preset, TrainConfig
+from soundmark.config import TrainConfig
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import DatasetError, TrainingError
 from soundmark.frontend import Frontend
@@ -30,6 +30,7 @@ from soundmark.learn.batches import Batches, Judge
 from soundmark.learn.inner import Patience, inner_split
 from soundmark.learn.run_folder import BEST_FILE, EpochReport, Run, claim, lock, summary_writer
 from soundmark.learn.schedule import learning_rate, make_optimizer
+from soundmark.preset import Preset
 from soundmark.splits import Split
 
 

@@ -19,7 +19,7 @@ from msgspec.structs import replace
 
 import soundmark
 from soundmark import storage
-from soundmark.config import Preset, to_dict, to_toml
+from soundmark.config import to_dict, to_toml
 from soundmark.dataset import Dataset
 from soundmark.errors import ConfigError, SoundmarkError, TrainingError
 from soundmark.learn.run_folder import EpochReport, file_digest, read_history, settle
@@ -28,6 +28,7 @@ from soundmark.learn.study import FileLock, FrozenTrial, Pruner, SharedStudy, Tr
 from soundmark.learn.train import train
 from soundmark.learn.tune_page import Row, csv_table, page
 from soundmark.learn.workers import in_processes, refuse_several_devices
+from soundmark.preset import Preset
 from soundmark.splits import Split
 
 OUTPUTS = ("best.toml", "trials.csv", "tune.html")

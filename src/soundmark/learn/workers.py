@@ -17,8 +17,8 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from typing import Any
 
-from soundmark.config import Preset
 from soundmark.errors import ConfigError, SoundmarkError, TrainingError
+from soundmark.preset import Preset
 
 _THREADS = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 POLL_S = 0.5
