@@ -23,7 +23,7 @@ from msgspec.structs import replace  # noqa: E402
 
 import synthetic  # noqa: E402
 from soundmark import bundle  # noqa: E402
-from soundmark.config import Search, from_dict, to_dict, to_toml  # noqa: E402
+from soundmark.checked import Search, from_dict, to_dict, to_toml  # noqa: E402
 from soundmark.dataset import Dataset  # noqa: E402
 from soundmark.errors import ConfigError, StorageError, TrainingError  # noqa: E402
 from soundmark.learn import cv, tune, workers  # noqa: E402
