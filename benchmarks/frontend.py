@@ -16,8 +16,9 @@ timing.one_thread()
 import librosa  # noqa: E402
 import numpy as np  # noqa: E402
 
-from soundmark.config import FrontendConfig, load_preset  # noqa: E402
+from soundmark.config import FrontendConfig  # noqa: E402
 from soundmark.frontend import Frontend  # noqa: E402
+from soundmark.preset import load_preset  # noqa: E402
 
 SECONDS = 5
 LARGEST_DIFFERENCE_DB = 1e-3

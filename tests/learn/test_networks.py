@@ -11,12 +11,12 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
 from soundmark import onnxgraph  # noqa: E402
-from soundmark.config import ExportConfig, NetworkConfig, preset_names  # noqa: E402
+from soundmark.config import ExportConfig, NetworkConfig  # noqa: E402
 from soundmark.errors import ConfigError  # noqa: E402
 from soundmark.frontend import Frontend  # noqa: E402
 from soundmark.learn import export, networks  # noqa: E402
 from soundmark.learn.networks.resnet import Resize  # noqa: E402
-from soundmark.preset import load_preset  # noqa: E402
+from soundmark.preset import load_preset, preset_names  # noqa: E402
 from soundmark.runtime import Runtime  # noqa: E402
 
 pytestmark = pytest.mark.train

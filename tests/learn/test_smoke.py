@@ -16,11 +16,11 @@ from msgspec.structs import replace  # noqa: E402
 
 import synthetic  # noqa: E402
 from soundmark import bundle  # noqa: E402
-from soundmark.config import WaveConfig, preset_names  # noqa: E402
+from soundmark.config import WaveConfig  # noqa: E402
 from soundmark.dataset import Dataset, load_esc50  # noqa: E402
 from soundmark.errors import DatasetError  # noqa: E402
 from soundmark.learn.smoke import few_clips, smoke  # noqa: E402
-from soundmark.preset import load_preset  # noqa: E402
+from soundmark.preset import load_preset, preset_names  # noqa: E402
 
 pytestmark = pytest.mark.train
 

@@ -14,7 +14,7 @@ pytest.importorskip("lightning_fabric")
 from msgspec.structs import replace  # noqa: E402
 
 import synthetic  # noqa: E402
-from soundmark.config import AugmentConfig, NetworkConfig, TrainConfig, load_preset  # noqa: E402
+from soundmark.config import AugmentConfig, NetworkConfig, TrainConfig  # noqa: E402
 from soundmark.dataset import Dataset  # noqa: E402
 from soundmark.errors import ConfigError, TrainingError  # noqa: E402
 from soundmark.frontend import Frontend  # noqa: E402
@@ -24,7 +24,7 @@ from soundmark.learn.schedule import make_optimizer  # noqa: E402
 from soundmark.learn.smoke import smoke  # noqa: E402
 from soundmark.learn.tflite_weights import yamnet_layers  # noqa: E402
 from soundmark.learn.train import train  # noqa: E402
-from soundmark.preset import Preset  # noqa: E402
+from soundmark.preset import Preset, load_preset  # noqa: E402
 
 pytestmark = pytest.mark.train
 
