@@ -23,8 +23,6 @@ from soundmark.server.receiving import ENVELOPE_BYTES, ClientGone, Receiver
 
 JSON = frozenset({"application/json"})
 FORMS = frozenset({"multipart/form-data", "application/json"})
-UPLOADS_PER_PLACE = 2
-"""Uploads that may wait or be received for each place in the queue: some of them are refused for what they are."""
 RAW = frozenset({"application/octet-stream"})
 
 
@@ -57,8 +55,12 @@ class Service(Entrance):
         given = {name.lower() for name in self.config.allow_hosts}
         hosts = frozenset() if token is not None and not given else LOOPBACK | given
         self._entering = 0
-        uploads = {"/v1/classify": self._classify, "/v1/classify/batch": self._batch, "/inference": self._inference}
-        self.app = Gate(self._routes(), uploads, metrics=self.metrics, hosts=hosts, token=token)
+        self._uploads = {
+            "/v1/classify": self._classify,
+            "/v1/classify/batch": self._batch,
+            "/inference": self._inference,
+        }
+        self.app = Gate(self._routes(), self._uploads, metrics=self.metrics, hosts=hosts, token=token)
 
     def refuse(self) -> bytes | None:
         """Return the answer to one more upload, whatever it is, where there is no place for it; None where there is.
@@ -66,7 +68,7 @@ class Service(Entrance):
         It costs next to nothing, so that health is answered also while a thousand uploads arrive at once.
         """
         under_way = len(self.pool.jobs) + self.receiver.fresh() + self._entering
-        if under_way < UPLOADS_PER_PLACE * self.config.queue:
+        if under_way < self.config.queue:
             return None
         problem = self.pool.overloaded()
         self.metrics.count_shed()
@@ -107,11 +109,12 @@ class Service(Entrance):
             },
         }
         most = self.config.max_batch
-        for path, handler, model, extra in (
-            ("/v1/classify", self._classify, schemas.Answer, openapi.classify()),
-            ("/v1/classify/batch", self._batch, schemas.BatchAnswer, openapi.batch(most)),
-            ("/inference", self._inference, schemas.OldAnswer, openapi.inference()),
+        for path, model, extra in (  # for the documentation; the gate asks `_uploads`
+            ("/v1/classify", schemas.Answer, openapi.classify()),
+            ("/v1/classify/batch", schemas.BatchAnswer, openapi.batch(most)),
+            ("/inference", schemas.OldAnswer, openapi.inference()),
         ):
+            handler = self._uploads[path]
             api.add_api_route(path, handler, response_model=model, openapi_extra=extra, **post)
         get: dict[str, Any] = {"methods": ["GET"], "responses": openapi.problems(401, 503)}
         api.add_api_route("/v1/model", self._model, response_model=schemas.ModelInfo, **get)

@@ -1,11 +1,11 @@
 """Connections that are worth one: each is accepted and looked at for next to nothing, before anything is made for it.
 
 A thousand uploads at a queue of 64 are nine hundred refusals. Made by the machinery of an event loop (a transport, a
-protocol, a parser, a task for each) they take as long as the requests that are served, and a question after the health
-of the service waits behind them. Here a connection is a socket in an epoll set: accepted with all others that wait,
-looked at when its first bytes are there, and then either refused with a finished answer or handed to `Connection`. What
-a refused client still sends is thrown away by the kernel, of a few clients at a time, because closing earlier would make
-the kernel reset the connection, and the client lose its answer.
+protocol, a parser, a task for each) they take as long as the requests that are served, and a question after the
+service's health waits behind them. Here a connection is a socket in an epoll set: accepted with all others that wait,
+looked at when its first bytes are there, then either refused with a finished answer or handed to a `Connection`. What
+a refused client still sends is thrown away in the kernel, of a few clients at a time. Closing earlier would make the
+kernel reset the connection, and the client lose its answer.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from soundmark.server.protocol import (
 )
 
 LOOK_BYTES = max(map(len, UPLOADS))
-LOOKS, THROWS = 1024, 32
+LOOKS, THROWS = 1024, 16
 """Sockets in one turn of the event loop that are looked at, and that are emptied: health comes before tidiness."""
 ACCEPTS = 1024
 THROW_BYTES = 1 << 20
@@ -73,7 +73,8 @@ class Door:
         entrance: Entrance,
         opened: Callable[[], int],
     ) -> None:
-        self._sock, self._make, self._limits, self._entrance, self._opened = sock, make, limits, entrance, opened
+        self._sock, self._make, self._opened = sock, make, opened
+        self._limits, self._entrance = limits, entrance
         self._loop = asyncio.get_running_loop()
         self._waiting: dict[int, _Guest] = {}
         self._leaving: dict[int, _Guest] = {}
@@ -118,6 +119,11 @@ class Door:
                 poll.close()
 
     def _accept(self) -> None:
+        """Take everybody, then look at those who have spoken already."""
+        self._take()
+        self._look()
+
+    def _take(self) -> None:
         for _ in range(ACCEPTS):
             try:
                 sock, _ = self._sock.accept()

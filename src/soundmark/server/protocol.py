@@ -168,7 +168,8 @@ class Connection(HttpToolsProtocol):
         if self.ending:
             return
         before = self._stage
-        if before in ("first", "idle") and data.startswith(UPLOADS) and not self._busy and self._leave is None:
+        begins = before in ("first", "idle") and not self._busy
+        if begins and self._leave is None and data.startswith(UPLOADS):
             refused = self.entrance.refuse()
             if refused is not None:
                 self._unset_keepalive_if_required()
