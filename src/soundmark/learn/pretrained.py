@@ -7,6 +7,7 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
@@ -18,6 +19,28 @@ from soundmark.learn.tflite_weights import is_tflite, yamnet_layers
 from soundmark.preset import Preset
 
 _WANTED = "a state dict of that architecture (.safetensors, or .pth as torchvision publishes it)"
+
+
+_NUMPY = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode")
+"""What the pickle of a numpy number calls."""
+
+
+@runtime_checkable
+class Adopting(Protocol):
+    """A network whose published weights have other names or another layout than its own."""
+
+    def adopt(self, published: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return ``published`` under the network's names; a state dict of ours comes back as it is."""
+
+
+class _Nothing:
+    """Stands where a file has a numpy number, so that reading it calls nothing of numpy."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
 
 
 def from_environment(kind: str) -> Path | None:
@@ -40,16 +63,16 @@ def missing(preset: Preset) -> TrainingError:
 def load_into(network: nn.Module, path: Path) -> str:
     """Load the state dict at ``path`` into ``network`` and return the file's SHA-256.
 
-    The file is a state dict, or YAMNet as TFLite. A first convolution for three colours is summed over them (the input
+    The file is a state dict (or a tuple that begins with one), or YAMNet as TFLite. What others named or laid out in
+    another way is brought to our names by the network's own `Adopting.adopt`. A first convolution for three colours is summed over them (the input
     is one channel); a last layer for other labels stays as it is. Everything else must be there with the right shape.
-    A ``.pth`` is read by torch's reader for tensors alone, which runs no code.
+    A ``.pth`` is read by torch's reader for tensors alone, which runs no code; numpy numbers in it are passed over.
 
     Raises:
         TrainingError: no such file, damaged, or of another architecture; code ``bad_weights``.
     """
     given, digest = _read(path)
-    left_out: tuple[str, ...] = getattr(network, "left_out", ())
-    given = {name: tensor for name, tensor in given.items() if not (left_out and name.startswith(left_out))}
+    given = network.adopt(given) if isinstance(network, Adopting) else given
     own = network.state_dict()
     head = list(own)[-2:]  # weight and bias of the last layer, defined last in every network here
     taken: dict[str, Tensor] = {}
@@ -91,7 +114,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
         if path.suffix == ".safetensors":
             tree = from_bytes(data)
         else:
-            tree = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([(_Nothing, name) for name in _NUMPY]):
+                tree = torch.load(path, map_location="cpu", weights_only=True)
+            tree = tree[0] if isinstance(tree, tuple) and tree else tree
     except (
         OSError,
         SafetensorError,

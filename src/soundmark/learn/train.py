@@ -89,6 +89,7 @@ def train(
     network = _network(
         preset, len(dataset.labels)
     )  # what cannot be built, or loaded, is said before work begins
+    frozen.first_layers(network, preset.train.frozen_layers)
     digest = pretrained.load_into(network, weights) if weights else ""
     info: dict[str, Any] = {
         "soundmark": soundmark.__version__,
@@ -107,7 +108,8 @@ def train(
     if dataset.stamps:
         info["stamps"] = list(dataset.stamps)
     wanted = preset.network.pretrained
-    if wanted and not weights and preset.train.frozen_epochs and not rehearsal:
+    still = preset.train.frozen_epochs or preset.train.frozen_layers
+    if wanted and not weights and still and not rehearsal:
         raise pretrained.missing(preset)
     if wanted or weights:
         info["start"] = f"weights {digest}" if weights else f"random weights, not {wanted}"
@@ -163,6 +165,7 @@ def _fit(
     averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     patience = Patience(config.patience)
     start = _restore(out, network, optimizer, averaged, patience)
+    frozen.to_train(network, frozen=False, layers=config.frozen_layers)  # before gradients are shared out
     model, optimizer = fabric.setup(network, optimizer)
     averaged.to(fabric.device)
     source: Batches | frozen.Embedded = batches
@@ -182,7 +185,7 @@ def _fit(
             seed = _epoch_seed(config.seed, epoch)
             torch.manual_seed(seed + fabric.global_rank)  # dropout
             generator = torch.Generator().manual_seed(seed + fabric.global_rank)
-            frozen.to_train(network, frozen=epoch < config.frozen_epochs)
+            frozen.to_train(network, frozen=epoch < config.frozen_epochs, layers=config.frozen_layers)
             order = _order(config, batches.weights[batches.targets], torch.Generator().manual_seed(seed))
             order = order[fabric.global_rank :: fabric.world_size]
             for step in range(steps):
