@@ -52,7 +52,8 @@ def first_layers(network: nn.Module, count: int) -> list[nn.Module]:
     Raises:
         ConfigError: the network has fewer convolutions.
     """
-    layers = [m for m in network.modules() if isinstance(m, (nn.Conv2d, nn.modules.batchnorm._BatchNorm))]
+    kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
+    layers: list[nn.Module] = [module for module in network.modules() if isinstance(module, kinds)]
     convolutions = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
     if count > len(convolutions):
         raise ConfigError(

@@ -58,8 +58,7 @@ def train(
         out: run folder: preset.toml, run.json, history.jsonl, checkpoints/, tensorboard/, weights.safetensors.
         train_folds: narrower choice of training folds (an inner split), default all but ``test_fold``.
         split: what gave ``dataset`` its folds (`splits.folded`), kept as split.json in ``out``.
-        weights: file of pretrained weights to start from (`pretrained.load_into`); default: that of an environment
-            variable (`pretrained.from_environment`).
+        weights: file of pretrained weights to start from (`pretrained.load_into`); default: `pretrained.at_hand`.
         resume: go on where ``out`` stands; without it, a folder that holds a run is refused.
         rehearsal: learn without weights even what makes no sense without them.
         on_clip: called with 1 per clip while features are extracted.
@@ -85,7 +84,7 @@ def train(
             f"{dataset.name} has one label alone", wanted="two or more labels", code="one_label"
         )
     frozen.check(preset.train)
-    weights = weights or pretrained.from_environment(preset.network.kind)
+    weights = weights or pretrained.at_hand(preset.network)
     network = _network(
         preset, len(dataset.labels)
     )  # what cannot be built, or loaded, is said before work begins
@@ -114,7 +113,8 @@ def train(
     if wanted or weights:
         info["start"] = f"weights {digest}" if weights else f"random weights, not {wanted}"
     if wanted and not weights and on_note:
-        on_note(f"starts from random weights: {wanted} weights are wanted, give them with --weights FILE")
+        how = pretrained.advice(preset.network)
+        on_note(f"starts from random weights: {wanted} weights are wanted ({how})")
     skipped: list[dict[str, str]] = []
 
     def on_bad(clip: Clip, code: str) -> None:

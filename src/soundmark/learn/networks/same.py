@@ -1,4 +1,4 @@
-"""TensorFlow's "same" padding: as many zeros as keep ``ceil(size / stride)`` places, the odd one behind, not in front."""
+"""TensorFlow's "same" padding: as many zeros as keep ``ceil(size / stride)`` places, the odd one behind, not before."""
 
 from __future__ import annotations
 
