@@ -24,6 +24,7 @@ from soundmark import (
     cli_report,
     cli_serve,
     cli_tune,
+    cli_weights,
     config,
     errors,
 )
@@ -108,6 +109,7 @@ for verb in (
     cli_data.data,
     cli_features.features,
     cli_serve.serve,
+    cli_weights.weights,
 ):
     cli.add_command(verb)
 for verb in (cli_tune.cv, cli_tune.tune):

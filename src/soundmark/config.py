@@ -206,6 +206,7 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.995  # decay of the averaged weights, 0: none
     clip_norm: NonNegativeFloat = 5.0  # gradients are scaled down to this norm, 0 for no limit
     frozen_epochs: NonNegative = 0  # first epochs in which the last layer alone learns
+    frozen_layers: NonNegative = 0  # first convolutions, with their batch norm, that never learn
     trunk_lr: Fraction = 1.0  # after them: learning rate of all other layers, as a share of `lr`
     patience: NonNegative = 0  # stop this many epochs after the best inner loss, 0: never, last weights
     inner: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.15  # share of clips, by source, for `patience`

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,9 +24,7 @@ from soundmark.config import FrontendConfig, WindowConfig
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import AudioError, DatasetError, StorageError
 from soundmark.frontend import Frontend, fingerprint
-
-CACHE_VARIABLE = "SOUNDMARK_CACHE"
-"""Environment variable that names the cache folder (default: ``~/.cache/soundmark``)."""
+from soundmark.storage import CACHE_VARIABLE, cache_dir
 
 MAX_BAD = 0.2
 """Largest share of clips that may be left out because they cannot be read."""
@@ -56,14 +53,6 @@ class FeatureStore:
     clip_of: npt.NDArray[np.int64]
     frontend: Frontend
     skipped: dict[int, str] = field(default_factory=dict)
-
-
-def cache_dir() -> Path:
-    """Return the cache folder; it may not exist yet."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soundmark"
 
 
 def extract(

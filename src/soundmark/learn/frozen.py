@@ -1,6 +1,7 @@
 """Frozen layers: who learns in which epoch, and embeddings that are computed once where nothing changes them.
 
-The last layer (*head*) is what `networks` defines last, weight and bias; everything before it is the *trunk*.
+The last layer (*head*) is what `networks` defines last, weight and bias; everything before it is the *trunk*. What is
+frozen is a deterministic function of its input (batch norm keeps its numbers), and no gradient is computed for it.
 """
 
 from __future__ import annotations
@@ -45,14 +46,40 @@ def head_of(network: nn.Module) -> list[nn.Parameter]:
     return list(network.parameters())[-2:]
 
 
-def to_train(network: nn.Module, *, frozen: bool) -> None:
-    """Put ``network`` in train mode; while ``frozen`` the trunk gets no gradient and batch norm keeps its numbers."""
+def first_layers(network: nn.Module, count: int) -> list[nn.Module]:
+    """Return the first ``count`` convolutions, in the order of definition, and the batch norm that belongs to them.
+
+    Raises:
+        ConfigError: the network has fewer convolutions.
+    """
+    kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
+    layers: list[nn.Module] = [module for module in network.modules() if isinstance(module, kinds)]
+    convolutions = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+    if count > len(convolutions):
+        raise ConfigError(
+            f"`train.frozen_layers` {count} of {len(convolutions)} convolutions",
+            wanted=f"0 to {len(convolutions)}",
+        )
+    return layers[: [*convolutions, len(layers)][count]]
+
+
+def to_train(network: nn.Module, *, frozen: bool, layers: int = 0) -> None:
+    """Put ``network`` in train mode; what is frozen gets no gradient, and batch norm in it keeps its numbers.
+
+    Args:
+        network: to change.
+        frozen: whether its whole trunk is.
+        layers: first convolutions that are, whatever ``frozen`` says.
+    """
     network.train()
     head = {id(parameter) for parameter in head_of(network)}
     for parameter in network.parameters():
         parameter.requires_grad_(not frozen or id(parameter) in head)
-    for module in network.modules():
-        if frozen and isinstance(module, nn.modules.batchnorm._BatchNorm):
+    still = first_layers(network, layers)
+    for layer in still:
+        layer.requires_grad_(False)
+    for module in network.modules() if frozen else still:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 

@@ -58,8 +58,7 @@ def train(
         out: run folder: preset.toml, run.json, history.jsonl, checkpoints/, tensorboard/, weights.safetensors.
         train_folds: narrower choice of training folds (an inner split), default all but ``test_fold``.
         split: what gave ``dataset`` its folds (`splits.folded`), kept as split.json in ``out``.
-        weights: file of pretrained weights to start from (`pretrained.load_into`); default: that of an environment
-            variable (`pretrained.from_environment`).
+        weights: file of pretrained weights to start from (`pretrained.load_into`); default: `pretrained.at_hand`.
         resume: go on where ``out`` stands; without it, a folder that holds a run is refused.
         rehearsal: learn without weights even what makes no sense without them.
         on_clip: called with 1 per clip while features are extracted.
@@ -85,10 +84,11 @@ def train(
             f"{dataset.name} has one label alone", wanted="two or more labels", code="one_label"
         )
     frozen.check(preset.train)
-    weights = weights or pretrained.from_environment(preset.network.kind)
+    weights = weights or pretrained.at_hand(preset.network)
     network = _network(
         preset, len(dataset.labels)
     )  # what cannot be built, or loaded, is said before work begins
+    frozen.first_layers(network, preset.train.frozen_layers)
     digest = pretrained.load_into(network, weights) if weights else ""
     info: dict[str, Any] = {
         "soundmark": soundmark.__version__,
@@ -107,12 +107,14 @@ def train(
     if dataset.stamps:
         info["stamps"] = list(dataset.stamps)
     wanted = preset.network.pretrained
-    if wanted and not weights and preset.train.frozen_epochs and not rehearsal:
+    still = preset.train.frozen_epochs or preset.train.frozen_layers
+    if wanted and not weights and still and not rehearsal:
         raise pretrained.missing(preset)
     if wanted or weights:
         info["start"] = f"weights {digest}" if weights else f"random weights, not {wanted}"
     if wanted and not weights and on_note:
-        on_note(f"starts from random weights: {wanted} weights are wanted, give them with --weights FILE")
+        how = pretrained.advice(preset.network)
+        on_note(f"starts from random weights: {wanted} weights are wanted ({how})")
     skipped: list[dict[str, str]] = []
 
     def on_bad(clip: Clip, code: str) -> None:
@@ -163,6 +165,7 @@ def _fit(
     averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     patience = Patience(config.patience)
     start = _restore(out, network, optimizer, averaged, patience)
+    frozen.to_train(network, frozen=False, layers=config.frozen_layers)  # before gradients are shared out
     model, optimizer = fabric.setup(network, optimizer)
     averaged.to(fabric.device)
     source: Batches | frozen.Embedded = batches
@@ -182,7 +185,7 @@ def _fit(
             seed = _epoch_seed(config.seed, epoch)
             torch.manual_seed(seed + fabric.global_rank)  # dropout
             generator = torch.Generator().manual_seed(seed + fabric.global_rank)
-            frozen.to_train(network, frozen=epoch < config.frozen_epochs)
+            frozen.to_train(network, frozen=epoch < config.frozen_epochs, layers=config.frozen_layers)
             order = _order(config, batches.weights[batches.targets], torch.Generator().manual_seed(seed))
             order = order[fabric.global_rank :: fabric.world_size]
             for step in range(steps):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from soundmark.config import NetworkConfig
 from soundmark.errors import ConfigError
 from soundmark.learn.networks.edge import SalientPool
+from soundmark.learn.networks.same import same
 
 PLAN = (
     (32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2),
@@ -29,7 +30,6 @@ class YAMNet(nn.Module):
     a thinner one without published weights.
 
     Attributes:
-        left_out: how names begin that a file of all weights has and this network has not.
         width: numbers in an embedding.
     """
 
@@ -42,7 +42,7 @@ class YAMNet(nn.Module):
                 f"features of shape {shape}, `network.keep` {config.keep} and {len(widths)} widths",
                 wanted=f"32 or more rows and frames, an odd number up to {CONVOLUTIONS} and {len(PLAN)} widths",
             )
-        self.left_out = tuple(f"layers.{index}." for index in range(keep, CONVOLUTIONS))
+        self._left_out = tuple(f"layers.{index}." for index in range(keep, CONVOLUTIONS))
         layers = [Convolution(1, widths[0], shape, kernel=3, stride=2)]
         for index, (_, stride) in enumerate(PLAN[1 : (keep + 1) // 2], start=1):
             before, after = widths[index - 1], widths[index]
@@ -55,6 +55,10 @@ class YAMNet(nn.Module):
         self.dropout = nn.Dropout(config.dropout)
         self.width = 2 * layers[-1].conv.out_channels
         self.head = nn.Linear(self.width, n_labels)
+
+    def adopt(self, published: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a state dict without the convolutions that are not kept."""
+        return {n: t for n, t in published.items() if not (self._left_out and n.startswith(self._left_out))}
 
     def embed(self, features: Tensor) -> Tensor:
         """Return ``(batch, width)``: the mean over time, and the mean of the largest quarter."""
@@ -72,7 +76,7 @@ class YAMNet(nn.Module):
 
 
 class Convolution(nn.Module):
-    """A convolution with bias and ReLU6, padded as TensorFlow's "same": the odd zero is behind, not in front.
+    """A convolution with bias and ReLU6, padded as `same` says.
 
     Attributes:
         shape: rows and frames that come out.
@@ -89,14 +93,7 @@ class Convolution(nn.Module):
         groups: int = 1,
     ) -> None:
         super().__init__()
-        self.shape = (-(-shape[0] // stride), -(-shape[1] // stride))
-        zeros = [
-            max(0, (out - 1) * stride + kernel - size) for size, out in zip(shape, self.shape, strict=True)
-        ]
-        even = all(n % 2 == 0 for n in zeros)
-        padding = (zeros[0] // 2, zeros[1] // 2) if even else (0, 0)
-        sides = (zeros[1] // 2, zeros[1] - zeros[1] // 2, zeros[0] // 2, zeros[0] - zeros[0] // 2)
-        self.pad: nn.Module = nn.Identity() if even else nn.ZeroPad2d(sides)
+        self.shape, self.pad, padding = same(shape, kernel=kernel, stride=stride)
         self.conv = nn.Conv2d(before, after, kernel, stride, padding, groups=groups)
         self.act = nn.ReLU6()
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
