@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from soundmark import storage
-from soundmark.config import to_dict, to_toml
-from soundmark.errors import StorageError, TrainingError
+from soundmark.config import from_dict, to_dict, to_toml
+from soundmark.errors import ConfigError, StorageError, TrainingError
 from soundmark.preset import Preset, load_preset
 from soundmark.splits import Split
 
@@ -108,7 +108,7 @@ def settle(path: Path, info: dict[str, Any]) -> None:
     """
     mine = json.loads(json.dumps(info))
     try:
-        theirs = json.loads(path.read_bytes())
+        theirs = _with_defaults(json.loads(path.read_bytes()))
     except (OSError, ValueError):
         storage.write_bytes(path, (json.dumps(mine, indent=2) + "\n").encode())
         return
@@ -119,6 +119,15 @@ def settle(path: Path, info: dict[str, Any]) -> None:
             wanted="the same preset, data, folds and versions to go on, or another --out",
             code="other_run",
         )
+
+
+def _with_defaults(info: dict[str, Any]) -> dict[str, Any]:
+    """Return ``info`` with its preset as it is read today: fields that came later have their defaults."""
+    try:
+        preset = from_dict(info["preset"], Preset)
+    except (KeyError, TypeError, AttributeError, ConfigError):  # it says nothing, or what is unknown here
+        return info
+    return {**info, "preset": json.loads(json.dumps(to_dict(preset)))}
 
 
 def epochs_done(run: Path) -> int:

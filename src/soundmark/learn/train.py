@@ -25,7 +25,7 @@ from soundmark.config import TrainConfig
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import DatasetError, TrainingError
 from soundmark.frontend import Frontend
-from soundmark.learn import checkpoint, frozen, networks, pretrained
+from soundmark.learn import backgrounds, checkpoint, frozen, networks, pretrained
 from soundmark.learn.batches import Batches, Judge
 from soundmark.learn.inner import Patience, inner_split
 from soundmark.learn.run_folder import BEST_FILE, EpochReport, Run, claim, lock, summary_writer
@@ -67,8 +67,9 @@ def train(
         on_note: called with a line for a person: clips that are left out, weights that are not there.
 
     Raises:
-        DatasetError: one label alone, too many bad clips, nothing but equal clips.
-        TrainingError: ``out`` holds another run or is in use; the loss is not finite too often; weights are wanted.
+        DatasetError: one label alone, too many bad clips, nothing but equal clips, no background where one is named.
+        TrainingError: ``out`` holds another run or is in use; the loss is not finite too often; weights are wanted;
+            a background is a clip that is kept aside.
         StorageError: the disk refuses; the last checkpoint is intact.
     """
     folds = train_folds or tuple(fold for fold in dataset.folds if fold != test_fold)
@@ -113,6 +114,12 @@ def train(
         info["start"] = f"weights {digest}" if weights else f"random weights, not {wanted}"
     if wanted and not weights and on_note:
         on_note(f"starts from random weights: {wanted} weights are wanted, give them with --weights FILE")
+    behind: dict[str, str] = {}  # name -> hash of what is laid behind clips, from a folder
+    if preset.waves.background:
+        others = backgrounds.recordings(preset.waves.background)
+        behind = others.hashes()
+        backgrounds.refuse_copies(behind, backgrounds.all_but(dataset, train_set))
+        info["background"] = {"recordings": len(behind), "digest": others.digest(behind)}
     skipped: list[dict[str, str]] = []
 
     def on_bad(clip: Clip, code: str) -> None:
@@ -124,15 +131,16 @@ def train(
         if preset.train.patience:
             fit, held = inner_split(train_set, preset.train.inner, preset.train.seed)
             info["inner"] = {"clips": len(held.clips), "digest": held.digest()}
+            if behind:
+                backgrounds.refuse_copies(behind, held)
         batches = Batches(preset, fit, progress=on_clip, on_bad=on_bad)
         judge = Judge(preset, held, on_bad=on_bad) if held else None
         if skipped:
             info["skipped"] = skipped
             if on_note:
                 names = ", ".join(f"{bad['path']} ({bad['code']})" for bad in skipped)
-                on_note(
-                    f"{len(skipped)} of {len(train_set.clips)} clips cannot be used and are left out: {names}"
-                )
+                n_clips = len(train_set.clips) + len(behind)
+                on_note(f"{len(skipped)} of {n_clips} clips cannot be used and are left out: {names}")
         return _fit(preset, batches, judge, weights, out, info, on_clip, on_epoch)
 
 
