@@ -208,8 +208,8 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     batch_size: Annotated[int, msgspec.Meta(ge=2)] = 32  # clips per step
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"  # update rule
     lr: Annotated[float, msgspec.Meta(gt=0, le=10)] = 3e-3  # peak learning rate
-    schedule: Literal["one-cycle", "constant", "step"] = "one-cycle"  # learning rate after the warm-up
-    warmup: Fraction = 0.15  # share of the run in which the learning rate rises ("constant" has none)
+    schedule: Literal["one-cycle", "cosine", "constant", "step"] = "one-cycle"  # course of the learning rate
+    warmup: Fraction = 0.15  # share of the run in which it rises first (not in "cosine" and "constant")
     drops: tuple[Fraction, ...] = (0.3, 0.6, 0.9)  # "step": shares of the run after which the rate is a tenth
     weight_decay: NonNegativeFloat = 0.02  # on weights of two or more dimensions
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1  # share of the target spread evenly

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -130,23 +130,39 @@ class Batches:
         return torch.from_numpy(np.stack(list(self._pool.map(linear, range(len(stored))))))
 
 
+@dataclass(frozen=True, slots=True)
+class Judged:
+    """What a network made of held clips, counted in windows."""
+
+    loss: float  # mean cross-entropy
+    confusion: Tensor  # (n_labels, n_labels) windows, by true and heard label
+
+    @property
+    def accuracy(self) -> float:
+        """Share of windows whose best label is the true one."""
+        return float(self.confusion.diagonal().sum() / self.confusion.sum())
+
+
 class Judge:
-    """The mean loss of a network on held clips, cut and computed as when classifying, nothing changed by chance."""
+    """A network's answers on held clips, cut and computed as when classifying, nothing changed by chance."""
 
     def __init__(self, preset: Preset, dataset: Dataset, *, on_bad: OnBad | None = None) -> None:
         self._store: FeatureStore = extract(dataset, preset.frontend, preset.window, on_bad=on_bad)
         self._targets = torch.tensor(dataset.targets)[torch.from_numpy(self._store.clip_of)]
         self._batch = preset.train.batch_size
+        self._labels = len(dataset.labels)
 
-    def __call__(self, network: nn.Module, device: torch.device) -> float:
-        """Return the mean cross-entropy over windows; the network is left in eval mode."""
+    def __call__(self, network: nn.Module, device: torch.device) -> Judged:
+        """Return loss and confusion over windows; the network is left in eval mode."""
         network.eval()
-        total = 0.0
+        total, n = 0.0, self._labels
+        pairs = torch.zeros(n * n, dtype=torch.int64)  # of true and heard label
         with torch.no_grad():
             for features, targets in self._parts():
                 logits = network(features.to(device)).float()
                 total += float(nn.functional.cross_entropy(logits, targets.to(device), reduction="sum"))
-        return total / len(self._targets)
+                pairs += torch.bincount(targets * n + logits.argmax(dim=1).cpu(), minlength=n * n)
+        return Judged(total / len(self._targets), pairs.view(n, n))
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor]]:
         for first in range(0, len(self._targets), self._batch):
