@@ -25,10 +25,11 @@ from soundmark.config import TrainConfig
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import DatasetError, TrainingError
 from soundmark.frontend import Frontend
-from soundmark.learn import checkpoint, frozen, networks, pretrained
+from soundmark.learn import backgrounds, checkpoint, frozen, networks, pretrained
 from soundmark.learn.batches import Batches, Judge
+from soundmark.learn.board import summary_writer
 from soundmark.learn.inner import Patience, inner_split
-from soundmark.learn.run_folder import BEST_FILE, EpochReport, Run, claim, lock, summary_writer
+from soundmark.learn.run_folder import BEST_FILE, EpochReport, Run, claim, lock, training_seconds
 from soundmark.learn.schedule import learning_rate, make_optimizer
 from soundmark.preset import Preset
 from soundmark.splits import Split
@@ -66,8 +67,9 @@ def train(
         on_note: called with a line for a person: clips that are left out, weights that are not there.
 
     Raises:
-        DatasetError: one label alone, too many bad clips, nothing but equal clips.
-        TrainingError: ``out`` holds another run or is in use; the loss is not finite too often; weights are wanted.
+        DatasetError: one label alone, too many bad clips, nothing but equal clips, no background where one is named.
+        TrainingError: ``out`` holds another run or is in use; the loss is not finite too often; weights are wanted;
+            a background is a clip that is kept aside.
         StorageError: the disk refuses; the last checkpoint is intact.
     """
     folds = train_folds or tuple(fold for fold in dataset.folds if fold != test_fold)
@@ -115,6 +117,12 @@ def train(
     if wanted and not weights and on_note:
         how = pretrained.advice(preset.network)
         on_note(f"starts from random weights: {wanted} weights are wanted ({how})")
+    behind: dict[str, str] = {}  # name -> hash of what is laid behind clips, from a folder
+    if preset.waves.background:
+        others = backgrounds.recordings(preset.waves.background)
+        behind = others.hashes()
+        backgrounds.refuse_copies(behind, backgrounds.all_but(dataset, train_set))
+        info["background"] = {"recordings": len(behind), "digest": others.digest(behind)}
     skipped: list[dict[str, str]] = []
 
     def on_bad(clip: Clip, code: str) -> None:
@@ -126,15 +134,16 @@ def train(
         if preset.train.patience:
             fit, held = inner_split(train_set, preset.train.inner, preset.train.seed)
             info["inner"] = {"clips": len(held.clips), "digest": held.digest()}
+            if behind:
+                backgrounds.refuse_copies(behind, held)
         batches = Batches(preset, fit, progress=on_clip, on_bad=on_bad)
         judge = Judge(preset, held, on_bad=on_bad) if held else None
         if skipped:
             info["skipped"] = skipped
             if on_note:
                 names = ", ".join(f"{bad['path']} ({bad['code']})" for bad in skipped)
-                on_note(
-                    f"{len(skipped)} of {len(train_set.clips)} clips cannot be used and are left out: {names}"
-                )
+                n_clips = len(train_set.clips) + len(behind)
+                on_note(f"{len(skipped)} of {n_clips} clips cannot be used and are left out: {names}")
         return _fit(preset, batches, judge, weights, out, info, on_clip, on_epoch)
 
 
@@ -148,7 +157,7 @@ def _fit(
     on_clip: Callable[[int], None] | None,
     on_epoch: Callable[[EpochReport], None] | None,
 ) -> Run:
-    config = preset.train
+    config, began = preset.train, time.perf_counter()
     fabric = Fabric(
         accelerator="auto", devices=config.devices, num_nodes=config.num_nodes, precision=config.precision
     )
@@ -177,11 +186,13 @@ def _fit(
 
     of_label = batches.weights.to(fabric.device) if config.balance == "weights" else None
     bad = 0
-    with summary_writer(out, start, fabric.is_global_zero) as write:
+    with summary_writer(
+        out, start, fabric.is_global_zero, preset=preset, labels=info["labels"], batches=batches
+    ) as write:
         for epoch in range(start, config.epochs):
             if patience.spent:
                 break
-            began, losses, lr = time.perf_counter(), [], 0.0
+            losses, lr, right = [], 0.0, torch.zeros((), device=fabric.device)
             seed = _epoch_seed(config.seed, epoch)
             torch.manual_seed(seed + fabric.global_rank)  # dropout
             generator = torch.Generator().manual_seed(seed + fabric.global_rank)
@@ -199,7 +210,8 @@ def _fit(
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group["share"]
                 before = [buffer.clone() for buffer in network.buffers()]  # batch norm's running statistics
-                loss = nn.functional.cross_entropy(forward(x), soft, weight=of_label)
+                logits = forward(x)
+                loss = nn.functional.cross_entropy(logits, soft, weight=of_label)
                 optimizer.zero_grad(set_to_none=True)
                 fabric.backward(loss)
                 norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or math.inf)
@@ -218,13 +230,26 @@ def _fit(
                 optimizer.step()
                 averaged.update_parameters(network)
                 losses.append(loss.item())
+                right += (logits.detach().argmax(dim=1) == soft.argmax(dim=1)).float().mean()
             mean = sum(losses) / len(losses) if losses else math.nan
             result = averaged.module if config.ema else network
             inner = judge(result, fabric.device) if judge else None  # every process finds the same
-            better = inner is not None and patience.see(epoch + 1, inner)
-            report = EpochReport(epoch + 1, config.epochs, mean, lr, time.perf_counter() - began, bad, inner)
+            better = inner is not None and patience.see(epoch + 1, inner.loss)
+            began, before_it = time.perf_counter(), began
+            report = EpochReport(
+                epoch=epoch + 1,
+                epochs=config.epochs,
+                loss=mean,
+                lr=lr,
+                seconds=began - before_it,
+                bad_batches=bad,
+                inner_loss=inner.loss if inner else None,
+                accuracy=float(right) / len(losses) if losses else None,
+                inner_accuracy=inner.accuracy if inner else None,
+            )
             if fabric.is_global_zero:
-                write(report)  # first, because a resumed run drops what is later than its checkpoint
+                last = epoch + 1 == config.epochs or patience.spent
+                write(report, inner, last)  # first: a resumed run drops what is later than its checkpoint
                 if better:  # before the checkpoint that says so
                     checkpoint.save_weights(out / BEST_FILE, result.state_dict())
                 state = _state(network, optimizer, averaged, patience)
@@ -233,7 +258,7 @@ def _fit(
                 on_epoch(report)
             fabric.barrier()
     final = (averaged.module if config.ema else network).state_dict()
-    finished = {**info, "finished": True, "epochs": config.epochs}
+    finished = {**info, "finished": True, "epochs": config.epochs, "seconds": training_seconds(out)}
     if judge:
         if not patience.epoch:
             raise TrainingError("the inner loss was never finite", cause="train.lr is too high")
