@@ -87,8 +87,12 @@ class YAMNet(nn.Module):
 
         def see(norm: nn.Module, given: tuple[Tensor]) -> None:
             assert isinstance(norm, nn.BatchNorm2d)
-            x = given[0].double()
-            now = [x.sum(dim=(0, 2, 3)), x.square().sum(dim=(0, 2, 3)), torch.tensor(x[:, 0].numel())]
+            x, over = given[0], (0, 2, 3)
+            now = [
+                x.sum(over, dtype=torch.float64),
+                x.square().sum(over, dtype=torch.float64),
+                torch.tensor(x[:, 0].numel()),
+            ]
             sums[norm] = [a + b for a, b in zip(sums.get(norm, [torch.zeros(())] * 3), now, strict=True)]
 
         norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
