@@ -17,6 +17,7 @@ import click
 from soundmark import (
     __version__,
     cli_data,
+    cli_distill,
     cli_features,
     cli_inspect,
     cli_learn,
@@ -102,6 +103,7 @@ for verb in (cli_inspect.inspect, cli_features.prepare):
     cli_data.data.add_command(verb)
 for verb in (
     cli_learn.train,
+    cli_distill.distill,
     cli_learn.export,
     cli_learn.evaluate,
     cli_report.report,

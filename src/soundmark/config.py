@@ -151,6 +151,7 @@ class NetworkConfig(Config, frozen=True, kw_only=True):
     depth: Literal[18, 34, 50] = 18  # layers of a resnet
     resize: tuple[Positive, ...] = ()  # rows and frames that a resnet sees, empty: as they are
     keep: NonNegative = 0  # first convolutions of a yamnet that are kept, an odd number, 0: all 27
+    batch_norm: bool = False  # batch norm behind each convolution of a yamnet, at first changing nothing
     pretrained: str = ""  # what its weights were learnt from; without `--weights` it starts from random ones
 
 
@@ -226,6 +227,21 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # arithmetic of the training steps
     devices: Positive = 1  # processes (GPUs or CPUs); more than one is DDP through Lightning Fabric
     num_nodes: Positive = 1  # machines
+
+
+class DistillConfig(Config, frozen=True, kw_only=True):
+    """What `soundmark distill` shows to teachers and student, and how the student is judged by it."""
+
+    views: Annotated[int, msgspec.Meta(ge=1, le=1000)] = (
+        10  # of every clip: the plain one, others changed by `waves`
+    )
+    views_per_epoch: Positive = 1  # of every clip that an epoch draws
+    view_seed: NonNegative = 0  # another seed, other views
+    mix: Fraction = 0.7  # share of views (but the plain ones) mixed with another clip of the same fold
+    mix_alpha: PositiveFloat = 1.0  # Beta(alpha, alpha) draws the share of each
+    temperature: Annotated[float, msgspec.Meta(ge=0.1, le=100)] = 2.0  # softens the answers of both
+    soft: Fraction = 0.9  # weight of the teachers' answers; the rest is that of the labels
+    embedding: NonNegativeFloat = 0.0  # weight of the regression of the teachers' embeddings, 0: none
 
 
 class ExportConfig(Config, frozen=True, kw_only=True):

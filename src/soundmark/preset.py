@@ -15,6 +15,7 @@ from soundmark.checked import Config, Search, apply_override, from_dict
 from soundmark.config import (
     AugmentConfig,
     DecisionConfig,
+    DistillConfig,
     ExportConfig,
     FrontendConfig,
     NetworkConfig,
@@ -50,6 +51,7 @@ class Preset(Config, frozen=True, kw_only=True):
     waves: WaveConfig = WaveConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
     export: ExportConfig = ExportConfig()
     tune: dict[str, Search] = {}  # "section.field" -> where to look, beside `learn.search.DEFAULTS`
     provenance: Provenance = Provenance()

@@ -9,13 +9,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
-from soundmark.config import FrontendConfig, WindowConfig
+from soundmark.config import FrontendConfig, TrainConfig, WindowConfig
 from soundmark.dataset import Dataset
 from soundmark.errors import DatasetError
 from soundmark.frontend import Frontend
@@ -28,8 +29,63 @@ from soundmark.preset import Preset
 from soundmark.splits import class_weights
 
 
+class Source(Protocol):
+    """What the training loop learns from.
+
+    Attributes:
+        weights: ``(n_labels,)`` class weights, inverse to the clips of each label.
+        targets: ``(n,)`` class index of everything that an epoch goes through.
+        steady: whether a window gives the same features every time.
+    """
+
+    weights: Tensor
+    targets: Tensor
+
+    @property
+    def steady(self) -> bool:
+        """See above."""
+
+    def __len__(self) -> int: ...
+
+    def __call__(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Return what goes into the network and what `loss` compares its answer with, ``(batch, ...)`` both."""
+
+    def learner(self, network: nn.Module) -> nn.Module:
+        """Return what learns: ``network`` itself, or a module around it whose attribute ``network`` it is."""
+
+    def loss(self, out: Tensor, told: Tensor) -> Tensor:
+        """Return the loss, a number, of what the learner gave."""
+
+
+class Lesson(Protocol):
+    """Makes a `Source` of the training clips, and says what a run's identity owes to it."""
+
+    @property
+    def info(self) -> dict[str, Any]:
+        """Plain data for run.json."""
+
+    def __call__(
+        self, train_set: Dataset, *, progress: Callable[[int], None] | None = None, on_bad: OnBad
+    ) -> Source:
+        """Return what a run on ``train_set`` learns from."""
+
+
+def label_loss(logits: Tensor, soft: Tensor, config: TrainConfig, weights: Tensor) -> Tensor:
+    """Return the cross-entropy with smoothed labels, weighted by label where ``train.balance`` says so.
+
+    Args:
+        logits: ``(batch, n_labels)``.
+        soft: labels, rows that sum to 1, ``(batch, n_labels)``.
+        config: label smoothing and balance.
+        weights: ``(n_labels,)`` of the labels.
+    """
+    smooth = soft * (1 - config.label_smoothing) + config.label_smoothing / soft.shape[1]
+    of_label = weights.to(logits.device) if config.balance == "weights" else None
+    return nn.functional.cross_entropy(logits, smooth, weight=of_label)
+
+
 class Batches:
-    """Windows to learn from.
+    """Windows to learn from; a `Source`.
 
     Attributes:
         shape: ``(n_rows, n_frames)`` of the features of one window.
@@ -100,6 +156,14 @@ class Batches:
         )
         features = mix_styles(self.finish(linear), config, generator)
         return mask(features, config, generator), soft
+
+    def learner(self, network: nn.Module) -> nn.Module:
+        """Return ``network``."""
+        return network
+
+    def loss(self, out: Tensor, told: Tensor) -> Tensor:
+        """Return the loss of logits on soft targets."""
+        return label_loss(out, told, self._preset.train, self.weights)
 
     def finish(self, linear: Tensor) -> Tensor:
         """Return the features of linear ones."""

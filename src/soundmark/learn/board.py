@@ -17,7 +17,7 @@ import torch
 
 from soundmark.config import FrontendConfig, to_dict, to_toml
 from soundmark.frontend import Frontend
-from soundmark.learn.batches import Batches, Judged
+from soundmark.learn.batches import Judged, Source
 from soundmark.learn.run_folder import EpochReport, history_writer
 from soundmark.plots import PALETTE, shades
 from soundmark.preset import Preset
@@ -35,7 +35,7 @@ Write = Callable[[EpochReport, Judged | None, bool], None]
 
 @contextmanager
 def summary_writer(
-    out: Path, start: int, active: bool, *, preset: Preset, labels: Sequence[str], batches: Batches
+    out: Path, start: int, active: bool, *, preset: Preset, labels: Sequence[str], batches: Source
 ) -> Iterator[Write]:
     """Yield a function that writes an epoch (its report, what the inner split says, whether it is the last one).
 

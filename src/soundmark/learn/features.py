@@ -32,7 +32,7 @@ MAX_BAD = 0.2
 AHEAD = 64
 """Clips that are decoded before the first of them is written: what bounds memory."""
 
-_NOT_THE_CONTENT = frozenset(
+NOT_THE_CONTENT = frozenset(
     {"not_found", "not_regular_file", "symlink_loop", "permission_denied", "io_error"}
 )
 OnBad = Callable[[Clip, str], None]
@@ -152,7 +152,7 @@ def _build(
         try:
             samples = audio.load(dataset.clips[index].path, sample_rate=rate).samples
         except AudioError as error:
-            if not skip or error.code in _NOT_THE_CONTENT:
+            if not skip or error.code in NOT_THE_CONTENT:
                 raise
             return error
         return [front.linear(part) for part in audio.windows(samples, window_samples=size, hop_samples=hop)]

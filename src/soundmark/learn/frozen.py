@@ -6,7 +6,7 @@ frozen is a deterministic function of its input (batch norm keeps its numbers), 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from soundmark.config import TrainConfig
 from soundmark.errors import ConfigError
-from soundmark.learn.batches import Batches
+from soundmark.learn.batches import Source
 
 
 @runtime_checkable
@@ -26,6 +26,14 @@ class Embedding(Protocol):
 
     def classify(self, embedding: Tensor) -> Tensor:
         """Return logits ``(batch, n_labels)`` of embeddings."""
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A network with parts that its weights know nothing of, and that begin by changing nothing."""
+
+    def settle(self, parts: Iterable[Tensor]) -> None:
+        """Bring them in line with features, some ``(batch, n_rows, n_frames)`` at a time."""
 
 
 def check(config: TrainConfig) -> None:
@@ -84,23 +92,23 @@ def to_train(network: nn.Module, *, frozen: bool, layers: int = 0) -> None:
 
 
 class Embedded:
-    """What `Batches` gives, but embeddings instead of features, computed once for all epochs.
+    """What a `Source` gives, but embeddings instead of features, computed once for all epochs.
 
     Attributes:
-        weights: as in `Batches`.
-        targets: as in `Batches`.
+        weights: as in `Source`.
+        targets: as in `Source`.
     """
 
     def __init__(
         self,
         network: Embedding,
-        batches: Batches,
+        batches: Source,
         size: int,
         device: torch.device,
         on_clip: Callable[[int], None] | None = None,
     ) -> None:
         """Compute them, ``size`` windows at a time; ``on_clip`` is called with 0, so that a person can stop it."""
-        self.weights, self.targets = batches.weights, batches.targets
+        self.weights, self.targets, self._source = batches.weights, batches.targets, batches
         unused = torch.Generator()  # nothing is drawn from it: see `fits`
         parts: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad():
@@ -113,12 +121,25 @@ class Embedded:
         self._soft = torch.cat([soft for _, soft in parts])
 
     @staticmethod
-    def fits(network: nn.Module, batches: Batches, config: TrainConfig) -> bool:
+    def fits(network: nn.Module, batches: Source, config: TrainConfig) -> bool:
         """Return whether one embedding per window says all: every epoch is frozen and chance changes no window."""
         return config.frozen_epochs >= config.epochs and batches.steady and isinstance(network, Embedding)
 
+    @property
+    def steady(self) -> bool:
+        """True."""
+        return True
+
     def __len__(self) -> int:
         return len(self._embeddings)
+
+    def learner(self, network: nn.Module) -> nn.Module:
+        """Return ``network``."""
+        return network
+
+    def loss(self, out: Tensor, told: Tensor) -> Tensor:
+        """Return the loss of logits, as the source of the features counts it."""
+        return self._source.loss(out, told)
 
     def __call__(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return embeddings ``(batch, width)`` and targets ``(batch, n_labels)`` of windows ``rows``."""

@@ -94,6 +94,7 @@ def load_into(network: nn.Module, path: Path) -> str:
     """
     given, digest = _read(path)
     given = network.adopt(given) if isinstance(network, Adopting) else given
+    added: tuple[str, ...] = getattr(network, "added", ())
     own = network.state_dict()
     head = list(own)[-2:]  # weight and bias of the last layer, defined last in every network here
     taken: dict[str, Tensor] = {}
@@ -109,7 +110,11 @@ def load_into(network: nn.Module, path: Path) -> str:
             found = found.sum(dim=1, keepdim=True)
         if found is not None and found.shape == tensor.shape:
             taken[name] = found.to(tensor.dtype)
-        elif name in head or (found is None and name.endswith("num_batches_tracked")):  # not in old files
+        elif (
+            name in head
+            or (found is None and name.endswith("num_batches_tracked"))
+            or (found is None and any(part in name for part in added))
+        ):  # not in old files
             taken[name] = tensor
         else:
             saw = "missing" if found is None else f"{list(found.shape)} instead of {list(tensor.shape)}"

@@ -7,10 +7,11 @@ and a resumed run equals the uninterrupted one. Nothing here looks at the test f
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from soundmark.dataset import Clip, Dataset
 from soundmark.errors import DatasetError, TrainingError
 from soundmark.frontend import Frontend
 from soundmark.learn import backgrounds, checkpoint, frozen, networks, pretrained
-from soundmark.learn.batches import Batches, Judge
+from soundmark.learn.batches import Batches, Judge, Lesson, Source
 from soundmark.learn.board import summary_writer
 from soundmark.learn.inner import Patience, inner_split
 from soundmark.learn.run_folder import BEST_FILE, EpochReport, Run, claim, lock, training_seconds
@@ -46,6 +47,7 @@ def train(
     weights: Path | None = None,
     resume: bool = False,
     rehearsal: bool = False,
+    lesson: Lesson | None = None,
     on_clip: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -62,6 +64,7 @@ def train(
         weights: file of pretrained weights to start from (`pretrained.load_into`); default: `pretrained.at_hand`.
         resume: go on where ``out`` stands; without it, a folder that holds a run is refused.
         rehearsal: learn without weights even what makes no sense without them.
+        lesson: what makes something else than `Batches` of the training clips.
         on_clip: called with 1 per clip while features are extracted.
         on_epoch: called after every epoch.
         on_note: called with a line for a person: clips that are left out, weights that are not there.
@@ -104,6 +107,8 @@ def train(
         "n_clips": len(train_set.clips),
         "seed": preset.train.seed,
     }
+    if lesson:
+        info |= lesson.info
     if dataset.split:
         info["split"] = dataset.split
     if dataset.stamps:
@@ -136,7 +141,8 @@ def train(
             info["inner"] = {"clips": len(held.clips), "digest": held.digest()}
             if behind:
                 backgrounds.refuse_copies(behind, held)
-        batches = Batches(preset, fit, progress=on_clip, on_bad=on_bad)
+        make: Callable[..., Source] = lesson or functools.partial(Batches, preset)
+        batches = make(fit, progress=on_clip, on_bad=on_bad)
         judge = Judge(preset, held, on_bad=on_bad) if held else None
         if skipped:
             info["skipped"] = skipped
@@ -149,7 +155,7 @@ def train(
 
 def _fit(
     preset: Preset,
-    batches: Batches,
+    batches: Source,
     judge: Judge | None,
     weights: Path | None,
     out: Path,
@@ -166,6 +172,9 @@ def _fit(
     network = _network(preset, len(info["labels"]))
     if weights:
         pretrained.load_into(network, weights)
+        if isinstance(network, frozen.Settling):
+            network.settle(_some(batches, config))
+    network = batches.learner(network)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config)
     steps = max(1, len(batches) // (config.batch_size * fabric.world_size))
@@ -177,14 +186,13 @@ def _fit(
     frozen.to_train(network, frozen=False, layers=config.frozen_layers)  # before gradients are shared out
     model, optimizer = fabric.setup(network, optimizer)
     averaged.to(fabric.device)
-    source: Batches | frozen.Embedded = batches
+    source = batches
     forward: Callable[[Tensor], Tensor] = model
     if frozen.Embedded.fits(network, batches, config):
         source = frozen.Embedded(network.eval(), batches, config.batch_size, fabric.device, on_clip)
         model.mark_forward_method("classify")
         forward = model.classify
 
-    of_label = batches.weights.to(fabric.device) if config.balance == "weights" else None
     bad = 0
     with summary_writer(
         out, start, fabric.is_global_zero, preset=preset, labels=info["labels"], batches=batches
@@ -201,17 +209,13 @@ def _fit(
             order = order[fabric.global_rank :: fabric.world_size]
             for step in range(steps):
                 rows = order[step * config.batch_size : (step + 1) * config.batch_size]
-                x, soft = source(rows, generator)
-                x = x.to(fabric.device)
-                soft = (soft * (1 - config.label_smoothing) + config.label_smoothing / soft.shape[1]).to(
-                    fabric.device
-                )
+                x, told = (given.to(fabric.device) for given in source(rows, generator))
                 lr = learning_rate(config, (epoch * steps + step) / (config.epochs * steps))
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group["share"]
                 before = [buffer.clone() for buffer in network.buffers()]  # batch norm's running statistics
-                logits = forward(x)
-                loss = nn.functional.cross_entropy(logits, soft, weight=of_label)
+                answer = forward(x)
+                loss = source.loss(answer, told)
                 optimizer.zero_grad(set_to_none=True)
                 fabric.backward(loss)
                 norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or math.inf)
@@ -230,9 +234,9 @@ def _fit(
                 optimizer.step()
                 averaged.update_parameters(network)
                 losses.append(loss.item())
-                right += (logits.detach().argmax(dim=1) == soft.argmax(dim=1)).float().mean()
+                right += _right(answer.detach(), told, len(info["labels"]))
             mean = sum(losses) / len(losses) if losses else math.nan
-            result = averaged.module if config.ema else network
+            result = _bare(averaged.module if config.ema else network)
             inner = judge(result, fabric.device) if judge else None  # every process finds the same
             better = inner is not None and patience.see(epoch + 1, inner.loss)
             began, before_it = time.perf_counter(), began
@@ -257,7 +261,7 @@ def _fit(
             if on_epoch and fabric.is_global_zero:
                 on_epoch(report)
             fabric.barrier()
-    final = (averaged.module if config.ema else network).state_dict()
+    final = _bare(averaged.module if config.ema else network).state_dict()
     finished = {**info, "finished": True, "epochs": config.epochs, "seconds": training_seconds(out)}
     if judge:
         if not patience.epoch:
@@ -276,10 +280,31 @@ def _fit(
     return Run(out, preset, finished)
 
 
+def _right(answer: Tensor, told: Tensor, n_labels: int) -> Tensor:
+    """Return the share of a batch whose best label is the largest of those it was told: both begin with labels."""
+    same = answer[:, :n_labels].argmax(dim=1) == told[:, :n_labels].argmax(dim=1)
+    return same.float().mean()
+
+
 def _network(preset: Preset, n_labels: int) -> nn.Module:
     """Return the network of a preset, fresh, for the features of one window."""
     window_samples = round(preset.window.window_s * preset.frontend.sample_rate)
     return networks.build(preset.network, Frontend(preset.frontend).shape(window_samples), n_labels)
+
+
+def _bare(learner: nn.Module) -> nn.Module:
+    """Return the network without what was around it only to learn (`Source.learner`)."""
+    inside = getattr(learner, "network", learner)
+    assert isinstance(inside, nn.Module)
+    return inside
+
+
+def _some(source: Source, config: TrainConfig, n: int = 128) -> Iterator[Tensor]:
+    """Yield features of about ``n`` windows, evenly spread, a batch at a time; the same in every run of one seed."""
+    generator = torch.Generator().manual_seed(config.seed)
+    rows = torch.arange(0, len(source), max(1, len(source) // n))
+    for first in range(0, len(rows), config.batch_size):
+        yield source(rows[first : first + config.batch_size], generator)[0]
 
 
 def _order(config: TrainConfig, weights: Tensor, generator: torch.Generator) -> Tensor:
