@@ -1,8 +1,8 @@
-"""Writes the figures of docs/results/*.json into the marked block of README.md; nothing there is typed by hand.
+"""Writes the figures of docs/results/*.json into the marked blocks of README.md and docs/results.md.
 
     make results        # evaluates, times, then runs this
 
-With --check it writes nothing and fails if the README is not what the files say.
+Nothing between the marks is typed by hand. With --check it writes nothing and fails if a page is not what they say.
 """
 
 from __future__ import annotations
@@ -10,11 +10,14 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[1]
 RESULTS = ROOT / "docs" / "results"
+LEAKS = ROOT / "docs" / "leaks"
+"""Reports on leaking splits, kept only to show what a leak is worth: never a result."""
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -65,19 +68,64 @@ def speed() -> list[str]:
     ]
 
 
+def systems() -> list[str]:
+    """Return the table of all systems: what has most labels first, then by accuracy; leaking splits at the end."""
+    reports = {
+        path: json.loads(path.read_text())
+        for folder in (RESULTS, LEAKS)
+        for path in sorted(folder.glob("*.json"))
+    }
+    rows = {
+        path: tree
+        for path, tree in reports.items()
+        if str(tree.get("report", "")).startswith("soundmark ") and "synthetic" not in tree["data"]
+    }
+    lines = [
+        "| system | labels | folds | accuracy | 95 % interval | top 3 | file | report |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for path, report in sorted(rows.items(), key=_place):
+        figures = report["figures"]
+        low, high = figures["accuracy_interval_95"]
+        folds = ", ".join(map(str, report["folds"]))
+        name = (
+            f"`{report['training']['preset']}`" if "preset" in report["training"] else f"`{report['model']}`"
+        )
+        lines.append(
+            f"| {name}{' (leaks: random split)' if report['stamps'] else ''} | {len(figures['labels'])} "
+            f"| {folds if not report['stamps'] else 'none'} | **{figures['accuracy']:.1%}** | {low:.1%} to {high:.1%} "
+            f"| {figures['top3']:.1%} | {report['model_bytes'] / 1e3:.0f} KB "
+            f"| [{path.stem}]({path.relative_to(ROOT / 'docs')}) |"
+        )
+    return lines
+
+
+def _place(row: tuple[Path, dict[str, Any]]) -> tuple[bool, int, float]:
+    figures = row[1]["figures"]
+    return bool(row[1]["stamps"]), -len(figures["labels"]), -figures["accuracy"]
+
+
+BLOCKS: dict[str, Callable[[], list[str]]] = {
+    "README.md": lambda: [*accuracy(), "", *speed()],
+    "docs/results.md": systems,
+}
+"""Page -> what stands between its marks."""
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true")
     args = parser.parse_args()
-    readme = ROOT / "README.md"
-    text = readme.read_text()
-    before, rest = text.split(BEGIN)
-    after = rest.split(END)[1]
-    new = f"{before}{BEGIN}\n" + "\n".join([*accuracy(), "", *speed()]) + f"\n{END}{after}"
-    if args.check:
-        sys.exit(0 if new == text else "README.md is not what docs/results/*.json say; run: make results")
-    readme.write_text(new)
-    print("README.md written")
+    for name, block in BLOCKS.items():
+        page = ROOT / name
+        text = page.read_text()
+        before, rest = text.split(BEGIN)
+        new = f"{before}{BEGIN}\n" + "\n".join(block()) + f"\n{END}{rest.split(END)[1]}"
+        if args.check and new != text:
+            sys.exit(f"{name} is not what docs/results/*.json say; run: python benchmarks/tables.py")
+        if not args.check:
+            page.write_text(new)
+            print(f"{name} written")
 
 
 if __name__ == "__main__":

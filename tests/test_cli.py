@@ -593,6 +593,7 @@ def test_smoke_prints_shapes_and_leaves_nothing_behind(
     root = write_esc50(tmp_path / "esc50", sources=1)
     done = call("train", "edge", "--smoke", "--data", root)
     assert done.status == 0
+    assert call("train", "edge", "--fast-dev-run", "--data", root).out == done.out
     assert done.out.splitlines() == seen.lines()
     assert max(map(len, seen.lines())) <= 80
     assert given["test_fold"] == 5

@@ -124,3 +124,11 @@ def test_bundles_of_several_systems_are_refused(data: Dataset, monkeypatch: pyte
     made[Path("2")].labels = LABELS[::-1]
     with pytest.raises(BundleError, match="other labels"):
         load_bundles({1: Path("1"), 2: Path("2")})
+
+
+def test_training_time_is_that_of_all_folds(data: Dataset) -> None:
+    took = {1: 20.5, 2: 0.25, 3: 3}
+    whole, _ = evaluate_folds({k: told(data, k, seconds=took[k]) for k in took}, data)
+    assert whole.provenance["training"] == {"data": "ESC-50", "preset": "p", "seconds": 23.8}
+    some = {k: told(data, k, **({"seconds": took[k]} if k != 2 else {})) for k in took}
+    assert "seconds" not in evaluate_folds(some, data)[0].provenance["training"]  # one does not say

@@ -17,6 +17,7 @@ import click
 from soundmark import (
     __version__,
     cli_data,
+    cli_distill,
     cli_features,
     cli_inspect,
     cli_learn,
@@ -24,6 +25,7 @@ from soundmark import (
     cli_report,
     cli_serve,
     cli_tune,
+    cli_weights,
     config,
     errors,
 )
@@ -101,6 +103,7 @@ for verb in (cli_inspect.inspect, cli_features.prepare):
     cli_data.data.add_command(verb)
 for verb in (
     cli_learn.train,
+    cli_distill.distill,
     cli_learn.export,
     cli_learn.evaluate,
     cli_report.report,
@@ -108,6 +111,7 @@ for verb in (
     cli_data.data,
     cli_features.features,
     cli_serve.serve,
+    cli_weights.weights,
 ):
     cli.add_command(verb)
 for verb in (cli_tune.cv, cli_tune.tune):

@@ -39,7 +39,13 @@ if TYPE_CHECKING:
     help="Write the bundle when training is done.",
 )
 @click.option("--weights", type=cli_options.path, metavar="FILE", help="Pretrained weights to start from.")
-@click.option("--smoke", is_flag=True, help="A few clips, two epochs, export, evaluation: is the road whole?")
+@click.option(
+    "--smoke",
+    "--fast-dev-run",
+    "smoke",
+    is_flag=True,
+    help="A few clips, two epochs, export, evaluation: is the road whole?",
+)
 @click.option("--print-config", is_flag=True, help="Print the merged preset as TOML and stop.")
 @cli_options.config_options(config.TrainConfig)
 def train(

@@ -146,7 +146,10 @@ def _print(tree: dict[str, Any]) -> None:
         if (difference := row["difference"]) is not None:
             low, high = row["difference_interval_95"]
             rest = f"{100 * difference:+.2f} ({100 * low:+.1f} to {100 * high:+.1f})"
-        trained = "-" if row["training_seconds"] is None else f"{row['training_seconds'] / 60:.0f} min"
+        seconds = row["training_seconds"]
+        trained = (
+            "-" if seconds is None else f"{seconds:.0f} s" if seconds < 60 else f"{seconds / 60:,.0f} min"
+        )
         size = f"{row['model_bytes'] / 1000:,.0f}"
         lines.row([row["name"], f"{row['clips']:,}", size, f"{row['ms_per_clip']:.1f}", trained], rest)
     lines.say("")

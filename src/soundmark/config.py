@@ -151,6 +151,7 @@ class NetworkConfig(Config, frozen=True, kw_only=True):
     depth: Literal[18, 34, 50] = 18  # layers of a resnet
     resize: tuple[Positive, ...] = ()  # rows and frames that a resnet sees, empty: as they are
     keep: NonNegative = 0  # first convolutions of a yamnet that are kept, an odd number, 0: all 27
+    batch_norm: bool = False  # batch norm behind each convolution of a yamnet, at first changing nothing
     pretrained: str = ""  # what its weights were learnt from; without `--weights` it starts from random ones
 
 
@@ -164,13 +165,20 @@ class WaveConfig(Config, frozen=True, kw_only=True):
     pitch: Annotated[float, msgspec.Meta(ge=0, le=12)] = 0.0  # pitch alone, plus-minus semitones
     noise: Fraction = 0.0  # share of windows that get white noise
     snr_db: tuple[float, float] = (10.0, 40.0)  # lowest and highest signal-to-noise ratio of it
+    background_share: Fraction = 0.0  # share of windows with another recording behind them
+    background: str = ""  # folder of those recordings, empty: the other training clips
+    background_snr_db: tuple[float, float] = (5.0, 25.0)  # lowest and highest ratio of a window to it
     gain_db: NonNegativeFloat = 0.0  # uniform gain within plus-minus this many dB
     polarity: Fraction = 0.0  # share of windows turned upside down
 
     def check(self) -> None:
-        """Refuse a range that is upside down."""
-        if self.snr_db[0] > self.snr_db[1]:
-            raise ValueError("`snr_db` is the lowest ratio, then the highest")
+        """Refuse ranges that are upside down, and a background that no window gets."""
+        for name in ("snr_db", "background_snr_db"):
+            low, high = getattr(self, name)
+            if low > high:
+                raise ValueError(f"`{name}` is the lowest ratio, then the highest")
+        if self.background and not self.background_share:
+            raise ValueError("`background` needs a `background_share` above 0")
 
 
 class AugmentConfig(Config, frozen=True, kw_only=True):
@@ -182,13 +190,16 @@ class AugmentConfig(Config, frozen=True, kw_only=True):
     mix_labels: Literal["any", "different"] = "any"  # which partners a clip may have
     gain_db: NonNegativeFloat = 6.0  # uniform gain within plus-minus this many dB
     roll: Fraction = 1.0  # circular shift in time, up to this share of the clip
-    tilt_db: NonNegativeFloat = 0.0  # random piecewise-linear equaliser, plus-minus this many dB per knot
+    tilt_db: NonNegativeFloat = 0.0  # filter augmentation: random gain over rows within plus-minus this
+    tilt_bands: Literal["even", "random"] = "even"  # its pieces: four even ones, or 3 to 5 drawn per batch
     stretch: Annotated[float, msgspec.Meta(ge=1)] = 1.0  # time is resized by 1/stretch ... stretch
     shift_bands: NonNegative = 0  # mel rows shifted up or down by at most this many (a pitch shift)
     time_masks: NonNegative = 2  # SpecAugment: masks over time
     time_mask_frames: NonNegative = 40  # widest time mask in frames
     freq_masks: NonNegative = 2  # SpecAugment: masks over rows
     freq_mask_rows: NonNegative = 10  # widest frequency mask in rows
+    style_probability: Fraction = 0.0  # freq-mix-style: share of batches whose rows trade mean and deviation
+    style_alpha: PositiveFloat = 0.4  # Beta(alpha, alpha) draws how much of its own a clip keeps
 
 
 class TrainConfig(Config, frozen=True, kw_only=True):
@@ -198,14 +209,15 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     batch_size: Annotated[int, msgspec.Meta(ge=2)] = 32  # clips per step
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"  # update rule
     lr: Annotated[float, msgspec.Meta(gt=0, le=10)] = 3e-3  # peak learning rate
-    schedule: Literal["one-cycle", "constant", "step"] = "one-cycle"  # learning rate after the warm-up
-    warmup: Fraction = 0.15  # share of the run in which the learning rate rises ("constant" has none)
+    schedule: Literal["one-cycle", "cosine", "constant", "step"] = "one-cycle"  # course of the learning rate
+    warmup: Fraction = 0.15  # share of the run in which it rises first (not in "cosine" and "constant")
     drops: tuple[Fraction, ...] = (0.3, 0.6, 0.9)  # "step": shares of the run after which the rate is a tenth
     weight_decay: NonNegativeFloat = 0.02  # on weights of two or more dimensions
     label_smoothing: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.1  # share of the target spread evenly
     ema: Annotated[float, msgspec.Meta(ge=0, lt=1)] = 0.995  # decay of the averaged weights, 0: none
     clip_norm: NonNegativeFloat = 5.0  # gradients are scaled down to this norm, 0 for no limit
     frozen_epochs: NonNegative = 0  # first epochs in which the last layer alone learns
+    frozen_layers: NonNegative = 0  # first convolutions, with their batch norm, that never learn
     trunk_lr: Fraction = 1.0  # after them: learning rate of all other layers, as a share of `lr`
     patience: NonNegative = 0  # stop this many epochs after the best inner loss, 0: never, last weights
     inner: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.15  # share of clips, by source, for `patience`
@@ -215,6 +227,21 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     precision: Literal["32-true", "bf16-mixed", "16-mixed"] = "32-true"  # arithmetic of the training steps
     devices: Positive = 1  # processes (GPUs or CPUs); more than one is DDP through Lightning Fabric
     num_nodes: Positive = 1  # machines
+
+
+class DistillConfig(Config, frozen=True, kw_only=True):
+    """What `soundmark distill` shows to teachers and student, and how the student is judged by it."""
+
+    views: Annotated[int, msgspec.Meta(ge=1, le=1000)] = (
+        10  # of every clip: the plain one, others changed by `waves`
+    )
+    views_per_epoch: Positive = 1  # of every clip that an epoch draws
+    view_seed: NonNegative = 0  # another seed, other views
+    mix: Fraction = 0.7  # share of views (but the plain ones) mixed with another clip of the same fold
+    mix_alpha: PositiveFloat = 1.0  # Beta(alpha, alpha) draws the share of each
+    temperature: Annotated[float, msgspec.Meta(ge=0.1, le=100)] = 2.0  # softens the answers of both
+    soft: Fraction = 0.9  # weight of the teachers' answers; the rest is that of the labels
+    embedding: NonNegativeFloat = 0.0  # weight of the regression of the teachers' embeddings, 0: none
 
 
 class ExportConfig(Config, frozen=True, kw_only=True):

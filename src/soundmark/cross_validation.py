@@ -153,6 +153,10 @@ def merged(reports: Mapping[int, Report], dataset: Dataset, *, made_by: str) -> 
     made["accuracy_fold_std"] = round(float(np.std(each, ddof=1)), 6) if len(each) > 1 else 0.0
     digests = "\n".join(str(part.provenance["model_digest"]) for part in parts)
     trainings = [part.provenance["training"] for part in parts]
+    common = {key: value for key, value in trainings[0].items() if _common(key, value, trainings)}
+    times = [training.get("seconds") for training in trainings]
+    if all(isinstance(seconds, int | float) for seconds in times):
+        common["seconds"] = round(sum(times), 1)  # what all of them took together
     provenance = {
         **parts[0].provenance,
         "report": made_by,
@@ -162,7 +166,7 @@ def merged(reports: Mapping[int, Report], dataset: Dataset, *, made_by: str) -> 
         "folds": folds,
         "n_clips": sum(int(part.provenance["n_clips"]) for part in parts),
         "stamps": list(dict.fromkeys(stamp for part in parts for stamp in part.stamps)),
-        "training": {key: value for key, value in trainings[0].items() if _common(key, value, trainings)},
+        "training": common,
         "seconds": round(sum(float(part.provenance["seconds"]) for part in parts), 2),
         "members": [
             {

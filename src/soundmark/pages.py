@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import soundfile
 
-from soundmark.plots import escape, png, waveform
+from soundmark.plots import escape, png, shades, waveform
 
 FOOT = "</body></html>\n"
 _HEAD = """<!doctype html>
@@ -101,9 +101,7 @@ def player(samples: npt.NDArray[np.float32], sound: bytes) -> str:
 
 def picture(values: npt.NDArray[np.float32], *, title: str) -> str:
     """Return ``values`` (n_rows, n_frames) as a picture, lowest value dark, row 0 at the bottom."""
-    low, high = float(values.min()), float(values.max())
-    levels = (255 * (values - low) / max(high - low, 1e-12)).astype(np.uint8)[::-1]
-    uri = f"data:image/png;base64,{base64.b64encode(png(levels)).decode('ascii')}"
+    uri = f"data:image/png;base64,{base64.b64encode(png(shades(values))).decode('ascii')}"
     return f'<img class="picture" alt="{escape(title)}" src="{uri}">'
 
 

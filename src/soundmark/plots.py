@@ -5,6 +5,7 @@ Text in them is escaped; nothing is loaded from anywhere.
 
 from __future__ import annotations
 
+import base64
 import html
 import math
 import struct
@@ -160,6 +161,46 @@ def matrix(counts: Sequence[Sequence[int]], names: Sequence[str], *, title: str)
     return (
         f'<svg class="matrix" viewBox="0 0 {size:g} {size:g}" role="img" aria-label="{escape(title)}">'
         f"{grid}{''.join(shapes)}</svg>"
+    )
+
+
+def shades(
+    values: npt.NDArray[np.float32], *, low: float | None = None, high: float | None = None
+) -> npt.NDArray[np.uint8]:
+    """Return ``values`` (n_rows, n_frames) as levels of `PALETTE`, row 0 last; default ends are those of ``values``."""
+    bottom = float(values.min()) if low is None else low
+    top = float(values.max()) if high is None else high
+    return (255 * ((values - bottom) / max(top - bottom, 1e-12)).clip(0, 1)).astype(np.uint8)[::-1]
+
+
+def heat(values: npt.NDArray[np.float32], *, low: float | None = None, high: float | None = None) -> str:
+    """Return ``values`` (n_rows, n_frames) as an SVG with a picture in it; see `shades`."""
+    rows, columns = values.shape
+    uri = f"data:image/png;base64,{base64.b64encode(png(shades(values, low=low, high=high))).decode('ascii')}"
+    return (
+        f'<svg viewBox="0 0 {columns} {rows}" preserveAspectRatio="none">'
+        f'<image width="{columns}" height="{rows}" preserveAspectRatio="none" image-rendering="pixelated" '
+        f'href="{uri}"/></svg>'
+    )
+
+
+def side_by_side(parts: Sequence[tuple[str, str]], *, title: str) -> str:
+    """Return plots as one SVG file, each under its name; ``parts`` are ``(name, inline SVG)``."""
+    wide, high, top, gap = 280, 130, 22, 16
+    width = len(parts) * (wide + gap) + gap
+    body = ""
+    for i, (name, plot) in enumerate(parts):
+        left = gap + i * (wide + gap)
+        place = f'x="{left}" y="{top + 8}" width="{wide}" height="{high}" preserveAspectRatio="none" '
+        plain = plot.replace(' preserveAspectRatio="none"', "", 1)
+        body += (
+            f'<text x="{left}" y="{top}">{escape(name)}</text>{plain.replace("<svg ", f"<svg {place}", 1)}'
+        )
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {top + high + gap + 8}" width="{width}" '
+        f'role="img" aria-label="{escape(title)}"><style>text {{ font: 13px system-ui, sans-serif; fill: #1c2733 }} '
+        f"path {{ stroke: #2f6f73; fill: none }}</style>"
+        f'<rect width="100%" height="100%" fill="#fbfaf7"/>{body}</svg>\n'
     )
 
 

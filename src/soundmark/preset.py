@@ -15,6 +15,7 @@ from soundmark.checked import Config, Search, apply_override, from_dict
 from soundmark.config import (
     AugmentConfig,
     DecisionConfig,
+    DistillConfig,
     ExportConfig,
     FrontendConfig,
     NetworkConfig,
@@ -50,6 +51,7 @@ class Preset(Config, frozen=True, kw_only=True):
     waves: WaveConfig = WaveConfig()
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
+    distill: DistillConfig = DistillConfig()
     export: ExportConfig = ExportConfig()
     tune: dict[str, Search] = {}  # "section.field" -> where to look, beside `learn.search.DEFAULTS`
     provenance: Provenance = Provenance()
@@ -59,12 +61,14 @@ class Preset(Config, frozen=True, kw_only=True):
         for section, _, field in (path.partition(".") for path in self.tune):
             if field not in getattr(getattr(self, section, None), "__struct_fields__", ()):
                 raise ValueError(f"`tune` names the unknown field `{section}.{field}`")
-        rows = {"tilt_db": 0.0, "shift_bands": 0, "stretch": 1.0, "freq_masks": 0}
+        rows = {"tilt_db": 0.0, "shift_bands": 0, "stretch": 1.0, "freq_masks": 0, "style_probability": 0.0}
         odd = [name for name, off in rows.items() if getattr(self.augment, name) != off]
         if self.frontend.kind == "wave" and odd:
             raise ValueError(f"`augment.{odd[0]}` is for spectra; off for a wave: {rows[odd[0]]}")
         if self.frontend.kind != "wave" and self.augment.mix_loudness == "a-weighted":
             raise ValueError("`augment.mix_loudness` a-weighted needs `frontend.kind` wave")
+        if self.frontend.scale == "linear" and self.augment.style_probability:
+            raise ValueError("`augment.style_probability` needs a logarithmic `frontend.scale`")
         if self.waves.clip_s and self.waves.clip_s < self.window.window_s:
             raise ValueError("`waves.clip_s` is shorter than `window.window_s`")
 

@@ -160,10 +160,12 @@ def clip_progress(what: str, total: int | None, *, beside_rows: bool = False) ->
 
 
 @contextmanager
-def training_progress(n_clips: int, epochs: int) -> Iterator[tuple[OnClip, Callable[[Any], None]]]:
-    """Yield ``(on_clip, on_epoch)`` that draw features and epochs; without a terminal, a line per epoch."""
+def training_progress(
+    n_clips: int, epochs: int, *, what: str = "features"
+) -> Iterator[tuple[OnClip, Callable[[Any], None]]]:
+    """Yield ``(on_clip, on_epoch)`` that draw ``what`` and epochs; without a terminal, a line per epoch."""
     with batch.stoppable() as check, _progress() as bar:
-        features = bar.add_task("features", total=n_clips)
+        features = bar.add_task(what, total=n_clips)
         training = bar.add_task("epochs", total=epochs)
 
         def on_clip(n: int) -> None:

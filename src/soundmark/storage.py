@@ -17,7 +17,18 @@ from typing import IO
 
 from soundmark.errors import StorageError
 
+CACHE_VARIABLE = "SOUNDMARK_CACHE"
+"""Environment variable that names the cache folder (default: ``~/.cache/soundmark``)."""
+
 _MASK = threading.Lock()
+
+
+def cache_dir() -> Path:
+    """Return the cache folder; it may not exist yet."""
+    chosen = os.environ.get(CACHE_VARIABLE)
+    if chosen:
+        return Path(chosen).expanduser()
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soundmark"
 
 
 def write_bytes(path: Path, data: bytes, *, sync: bool = True) -> None:

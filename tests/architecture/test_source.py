@@ -81,7 +81,7 @@ def test_no_path_of_a_machine_and_no_package_registry() -> None:
         "files[.]pythonhosted",
         "pypi[.]org/simple",
     ]
-    pattern = re.compile("|".join([*parts, "download[.]pytorch[.]org", "--(?:extra-)?index-" + "url"]))
+    pattern = re.compile("|".join([*parts, "download[.]pytorch[.]org/whl", "--(?:extra-)?index-" + "url"]))
     found = []
     for path in tracked():
         if path == Path(__file__) or path.stat().st_size > 1 << 20:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -11,7 +13,16 @@ from msgspec.structs import replace  # noqa: E402
 
 from soundmark.config import AugmentConfig  # noqa: E402
 from soundmark.learn import augment as module  # noqa: E402
-from soundmark.learn.augment import augment, mask, mix, random_curve_db, shift_bands, warp_time  # noqa: E402
+from soundmark.learn.augment import (  # noqa: E402
+    active,
+    augment,
+    mask,
+    mix,
+    mix_styles,
+    random_curve_db,
+    shift_bands,
+    warp_time,
+)
 
 pytestmark = pytest.mark.train
 
@@ -252,3 +263,85 @@ def test_a_wave_mix_is_that_of_the_paper(r: float, monkeypatch: pytest.MonkeyPat
         cosine = torch.nn.functional.cosine_similarity(got[i], wanted)
         assert float(cosine) == pytest.approx(1, abs=1e-5)  # the same mixture; ours is as loud as clip i
         assert float(soft[i, i]) == pytest.approx(r)
+
+
+def test_random_bands_are_those_of_the_paper() -> None:
+    """Nam et al., ICASSP 2022, linear type: 3 to 5 bands of 6 rows or more, limits per batch, gains per clip."""
+    features = torch.zeros(200, 64, 1)
+    counts, knees = set(), set()
+    for seed in range(60):
+        curve = random_curve_db(features, 6.0, seeded(seed), bands="random")
+        assert curve.shape == (200, 64, 1)
+        assert curve.abs().max() <= 6
+        bend = curve[:, :, 0].diff(dim=1).diff(dim=1).abs().amax(dim=0)  # straight within a band
+        limits = [0, *(int(i) + 1 for i in torch.nonzero(bend > 1e-4)[:, 0]), 63]
+        counts.add(len(limits) - 1)
+        knees.update(limits[1:-1])
+        assert all(b - a >= 5 for a, b in pairwise(limits))
+    assert counts == {3, 4, 5}
+    assert len(knees) > 30  # anywhere
+    one = random_curve_db(features, 6.0, seeded(1), bands="random")
+    assert float(one[:, 0].std()) > 2  # clips differ
+    for rows in (1, 2, 5, 13):
+        assert torch.isfinite(random_curve_db(torch.zeros(3, rows, 4), 6.0, seeded(), bands="random")).all()
+
+
+def test_random_bands_are_used_where_they_are_asked_for(linear: torch.Tensor) -> None:
+    config = replace(OFF, tilt_db=6.0)
+    even, free = (
+        augment(linear, torch.eye(N), replace(config, tilt_bands=b), power=2, generator=seeded())[0]
+        for b in ("even", "random")
+    )
+    assert not torch.equal(even, free)
+
+
+STYLE = replace(OFF, style_probability=1.0)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.3, 1.0])
+def test_freq_mix_style_mixes_mean_and_deviation_of_rows_and_keeps_the_shape_in_time(
+    kept: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_beta", lambda *_: torch.full((N,), kept))
+    levels = torch.linspace(-3, 2, N)[:, None, None] + torch.linspace(0, 1, ROWS)[:, None]
+    x = levels + torch.linspace(0.2, 3, N)[:, None, None] * torch.randn(N, ROWS, FRAMES, generator=seeded(1))
+    got = mix_styles(x, STYLE, seeded(3))
+    order = seeded(3)
+    torch.rand((), generator=order)
+    partner = torch.randperm(N, generator=order)
+    assert (partner != torch.arange(N)).sum() >= 3
+    for statistic in (torch.mean, torch.std):
+        own = statistic(x, dim=2)
+        torch.testing.assert_close(
+            statistic(got, dim=2), kept * own + (1 - kept) * own[partner], atol=1e-4, rtol=1e-4
+        )
+
+    def shape(y: torch.Tensor) -> torch.Tensor:
+        return (y - y.mean(dim=2, keepdim=True)) / y.std(dim=2, keepdim=True)
+
+    torch.testing.assert_close(shape(got), shape(x), atol=1e-3, rtol=1e-3)
+    if kept == 1.0:
+        torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
+
+
+def test_freq_mix_style_is_on_in_its_share_of_batches_and_draws_nothing_when_off(
+    linear: torch.Tensor,
+) -> None:
+    generator = seeded()
+    before = generator.get_state()
+    assert mix_styles(linear, OFF, generator) is linear
+    assert torch.equal(generator.get_state(), before)
+    on = sum(
+        mix_styles(linear, replace(STYLE, style_probability=0.4), seeded(s)) is not linear for s in range(500)
+    )
+    assert on / 500 == pytest.approx(0.4, abs=0.07)
+    assert active(STYLE)
+    assert not active(OFF)
+
+
+def test_freq_mix_style_keeps_rows_that_stand_still_finite_and_still(linear: torch.Tensor) -> None:
+    still = linear.clone()
+    still[:3] = -1.8
+    got = mix_styles(still, STYLE, seeded(2))
+    assert torch.isfinite(got).all()
+    assert got[:3].diff(dim=2).abs().max() < 1e-3

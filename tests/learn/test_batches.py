@@ -109,7 +109,11 @@ def test_the_judge_is_the_mean_loss_over_windows_as_when_classifying(some: Datas
             assert features.shape[1:] == (1, 4800)
             return torch.tensor([2.0, 0, 0, 0, 0]).expand(len(features), 5)
 
-    loss = judge(Sure().train(), torch.device("cpu"))
+    judged = judge(Sure().train(), torch.device("cpu"))
     total = np.log(np.exp(2) + 4)
-    assert loss == pytest.approx(total - 0.2 * 2, rel=1e-5)  # a fifth of the clips is the first label
+    heard = torch.zeros(5, 5, dtype=torch.int64)
+    heard[:, 0] = len(some.clips)  # of each label a fifth of the clips, five windows of each clip
+    assert torch.equal(judged.confusion, heard)
+    assert judged.accuracy == pytest.approx(0.2)
+    assert judged.loss == pytest.approx(total - 0.2 * 2, rel=1e-5)  # a fifth of the clips is the first label
     assert len(judge._targets) == 5 * len(some.clips)  # windows of 0.3 s every 0.2 s, the last one kept

@@ -24,7 +24,8 @@ from soundmark.dataset import Dataset, load_esc50  # noqa: E402
 from soundmark.errors import AudioError, StorageError  # noqa: E402
 from soundmark.frontend import Frontend  # noqa: E402
 from soundmark.learn import features  # noqa: E402
-from soundmark.learn.features import cache_dir, extract  # noqa: E402
+from soundmark.learn.features import extract  # noqa: E402
+from soundmark.storage import cache_dir  # noqa: E402
 
 pytestmark = pytest.mark.train
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -185,3 +187,61 @@ def test_loudness_is_of_the_loudest_moment_and_hears_as_the_ear_does() -> None:
     part[:RATE] = 0
     assert loudness(part) == pytest.approx(whole, rel=0.02)
     assert 10 * np.log10(loudness(tone(100)) / whole) == pytest.approx(-19.1, abs=0.7)
+
+
+BEHIND = WaveConfig(background_share=0.5, background_snr_db=(3.0, 12.0))
+
+
+def test_backgrounds_are_drawn_after_all_else_so_that_no_other_preset_changes() -> None:
+    plain, generator = WaveConfig(roll=1.0, noise=0.5, gain_db=6.0), seeded(4)
+    changes = decide(plain, 7, generator)
+    after = seeded(4)
+    draws = torch.rand((7, 9), generator=after, dtype=torch.float64)
+    assert torch.equal(generator.get_state(), after.get_state())  # nine numbers per window and no more
+    assert [change.roll for change in changes] == draws[:, 1].tolist()
+    more = decide(WaveConfig(roll=1.0, noise=0.5, gain_db=6.0, background_share=1.0), 7, seeded(4))
+    assert [replace(c, behind=None, behind_at=0.0, behind_db=0.0) for c in more] == changes
+
+
+def test_backgrounds_stay_in_their_bounds() -> None:
+    changes = decide(BEHIND, 2000, seeded(5))
+    on = [change for change in changes if change.behind is not None]
+    assert len(on) / 2000 == pytest.approx(0.5, abs=0.04)
+    ratios, which = [c.behind_db for c in on], [c.behind for c in on]
+    assert 3 <= min(ratios) < 3.2 < 11.8 < max(ratios) <= 12
+    assert min(which) < 0.01
+    assert max(which) > 0.99
+    assert abs(np.corrcoef(ratios, which)[0, 1]) < 0.1
+
+
+@pytest.mark.parametrize("snr_db", [-5.0, 0.0, 12.0])
+@pytest.mark.parametrize("level", [1e-3, 1.0])
+def test_a_background_is_as_far_below_as_asked_for(
+    snr_db: float, level: float, rng: np.random.Generator
+) -> None:
+    x, other = level * tone(), rng.standard_normal(3 * RATE).astype(np.float32)
+    change = WaveChange(behind=0.3, behind_at=0.5, behind_db=snr_db)
+    got = apply(x, change, window_samples=len(x), sample_rate=RATE, behind=other)
+    added = got.astype(np.float64) - x
+    assert 10 * np.log10(np.mean(x**2) / np.mean(added**2)) == pytest.approx(snr_db, abs=0.05)
+    start = int(0.5 * (RATE + 1))
+    assert np.corrcoef(added, other[start : start + len(x)])[0, 1] > 0.999  # a piece of it, as it is
+
+
+def test_silence_gets_no_background_and_is_none() -> None:
+    silent, x = np.zeros(RATE, np.float32), tone(seconds=1.0)
+    change = WaveChange(behind=0.0, behind_db=5.0)
+    for quiet in (silent, silent + 1e-5):
+        np.testing.assert_array_equal(
+            apply(x, change, window_samples=RATE, sample_rate=RATE, behind=quiet), x
+        )
+    np.testing.assert_array_equal(
+        apply(silent, change, window_samples=RATE, sample_rate=RATE, behind=x), silent
+    )
+
+
+def test_a_background_that_no_window_gets_is_refused() -> None:
+    with pytest.raises(ValueError, match="background_share"):
+        WaveConfig(background="street")
+    with pytest.raises(ValueError, match="background_snr_db"):
+        WaveConfig(background_share=0.5, background_snr_db=(9.0, 1.0))

@@ -19,6 +19,7 @@ from soundmark.dataset import Dataset  # noqa: E402
 from soundmark.errors import ConfigError, TrainingError  # noqa: E402
 from soundmark.frontend import Frontend  # noqa: E402
 from soundmark.learn import checkpoint, frozen, networks, pretrained  # noqa: E402
+from soundmark.learn.export import fold_batch_norm  # noqa: E402
 from soundmark.learn.networks.yamnet import Convolution, YAMNet  # noqa: E402
 from soundmark.learn.schedule import make_optimizer  # noqa: E402
 from soundmark.learn.smoke import smoke  # noqa: E402
@@ -214,3 +215,35 @@ def test_embeddings_and_classes_are_those_of_the_published_model() -> None:
         logits = classes.weight @ ours + classes.bias
         best = int(logits.argmax())
         assert scores[best] >= scores.max() - 0.03, label  # int8 scores have ties
+
+
+def test_batch_norm_changes_nothing_at_first_and_is_folded_by_export(weights: Path) -> None:
+    """Mean and variance are those of features, scale and shift undo them: 1e-4 in eval mode."""
+    config = replace(preset().network, batch_norm=True)
+    plain, normed = (networks.build(one, (32, 51), 5) for one in (preset().network, config))
+    pretrained.load_into(plain, weights)
+    pretrained.load_into(normed, weights)
+    normed.load_state_dict({**plain.state_dict()}, strict=False)  # the head too
+    generator = torch.Generator().manual_seed(0)
+    features = 3 * torch.randn(48, 32, 51, generator=generator)
+    with torch.no_grad():
+        wanted = plain.eval()(features)
+        torch.testing.assert_close(normed.eval()(features), wanted, atol=1e-4, rtol=1e-4)
+        assert isinstance(normed, YAMNet)
+        normed.train()
+        normed.settle(features.split(20))
+        assert normed.training
+        torch.testing.assert_close(normed.eval()(features), wanted, atol=1e-4, rtol=1e-4)
+        first = normed.layers[0].bn
+        given = normed.layers[0].conv(normed.layers[0].pad(features[:, None]))
+        torch.testing.assert_close(first.running_mean, given.mean(dim=(0, 2, 3)), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(
+            first.running_var, given.var(dim=(0, 2, 3), unbiased=False), atol=1e-4, rtol=1e-3
+        )
+        normed.dropout.p = 0.0
+        by_batch = normed.train()(features)  # statistics of the same features: nearly the same function
+        assert (by_batch - wanted).abs().max() < 0.02 * wanted.abs().max() + 1e-3
+        folded = fold_batch_norm(normed.eval())
+        assert not [module for module in folded.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        torch.testing.assert_close(folded(features), normed(features), atol=1e-4, rtol=1e-4)
+    assert [name for name, _ in normed.named_parameters()][-2:] == ["head.weight", "head.bias"]

@@ -32,6 +32,10 @@ CHUNK_BYTES = 1 << 16
 OnBytes = Callable[[int, int | None], None]
 
 
+class Unreachable(DatasetError):
+    """Nothing answered at all: no network, no such server, or nobody there."""
+
+
 def fetch(url: str, part: Path, *, max_bytes: int, on_bytes: OnBytes | None = None) -> None:
     """Bring ``url`` to ``part``, going on where an earlier call stopped.
 
@@ -42,7 +46,8 @@ def fetch(url: str, part: Path, *, max_bytes: int, on_bytes: OnBytes | None = No
         on_bytes: called with the bytes that arrived, the ones of earlier calls first, and with the length where known.
 
     Raises:
-        DatasetError: ``download_failed``; what came is kept where it can be of use to a later call.
+        DatasetError: ``download_failed``; what came is kept where it can be of use to a later call. `Unreachable`
+            where no attempt got any answer.
         MissingExtraError: pooch is not installed.
         StorageError: the disk refuses.
     """
@@ -53,6 +58,7 @@ def fetch(url: str, part: Path, *, max_bytes: int, on_bytes: OnBytes | None = No
         raise MissingExtraError.of("data", "pooch") from None
     if urlsplit(url).scheme not in ("http", "https") or not urlsplit(url).hostname:
         raise _failed(f"{url!r} is not a web address", "https://...")
+    silent = True
     for attempt in range(ATTEMPTS):
         if attempt:
             time.sleep(PAUSE_S * 2 ** (attempt - 1))
@@ -67,9 +73,10 @@ def fetch(url: str, part: Path, *, max_bytes: int, on_bytes: OnBytes | None = No
             load(url, sink, None)
             sink.check_whole()
         except _Cut as cut:
-            problem = str(cut)
+            problem, silent = str(cut), False
         except requests.exceptions.RequestException as error:
             problem = _reason(error)
+            silent = silent and isinstance(error, requests.exceptions.ConnectionError) and not sink.answers
         except OSError as error:
             raise StorageError(
                 f"{part} cannot be written ({error.strerror or error})", wanted=f"{max_bytes} bytes of space"
@@ -79,8 +86,12 @@ def fetch(url: str, part: Path, *, max_bytes: int, on_bytes: OnBytes | None = No
         finally:
             sink.close()
     kept = f"; {part.stat().st_size} bytes are kept" if part.exists() else ""
-    raise _failed(
-        f"{url}: {problem}{kept}", "a whole transfer", "the connection; start the same command again"
+    kind = Unreachable if silent else DatasetError
+    raise kind(
+        f"{url}: {problem}{kept}",
+        wanted="a whole transfer",
+        cause="the connection; start the same command again",
+        code="download_failed",
     )
 
 
@@ -102,6 +113,7 @@ class _Sink:
         self._size = part.stat().st_size if part.exists() else 0
         self._total: int | None = None
         self._file: Any = None
+        self.answers = 0
 
     def range(self) -> dict[str, str]:
         """Return the headers that ask for the rest, none where all is wanted."""
@@ -114,6 +126,7 @@ class _Sink:
     def answered(self, response: Response, *_: object, **__: object) -> None:
         """Look at the head of an answer before its body is read; called by requests, for redirects too."""
         status, head = response.status_code, response.headers
+        self.answers += 1
         if response.is_redirect:
             target = urlsplit(urljoin(response.url, head["location"]))
             if target.scheme != "https" and target.scheme != urlsplit(self._url).scheme:

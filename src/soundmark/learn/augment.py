@@ -4,7 +4,8 @@ Every function takes and returns float tensors ``(batch, n_rows, n_frames)``; po
 the logarithm, as two sounds in one room would add up.
 
 Sources: between-class mixing, Tokozume et al., ICLR 2018; SpecAugment, Park et al., Interspeech 2019;
-filter augmentation, Nam et al., ICASSP 2022.
+filter augmentation (linear type), Nam et al., ICASSP 2022; freq-mix-style, Kim et al., Interspeech 2022, and Schmid et
+al., DCASE 2022, after MixStyle, Zhou et al., ICLR 2021.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import torch
 from torch import Tensor
 
 from soundmark.config import AugmentConfig
+
+_NARROWEST = 6  # rows of a random band of `random_curve_db`
 
 
 def augment(
@@ -39,7 +42,8 @@ def augment(
     if config.shift_bands:
         linear = shift_bands(linear, config.shift_bands, generator)
     if config.tilt_db:
-        linear = linear * _gain(random_curve_db(linear, config.tilt_db, generator), power)
+        curve = random_curve_db(linear, config.tilt_db, generator, bands=config.tilt_bands)
+        linear = linear * _gain(curve, power)
     if config.mix_probability:
         linear, targets = mix(linear, targets, config, power, generator, level)
     if config.gain_db:
@@ -52,7 +56,7 @@ def active(config: AugmentConfig) -> bool:
     """Return whether ``config`` changes anything by chance."""
     masks = (config.time_masks and config.time_mask_frames) or (config.freq_masks and config.freq_mask_rows)
     strengths = (config.mix_probability, config.gain_db, config.roll, config.tilt_db, config.shift_bands)
-    return any(strengths) or config.stretch != 1 or bool(masks)
+    return any((*strengths, config.style_probability, masks)) or config.stretch != 1
 
 
 def mix(
@@ -105,11 +109,45 @@ def shift_bands(linear: Tensor, most: int, generator: torch.Generator) -> Tensor
     return linear.gather(1, index[:, :, None].expand_as(linear))
 
 
-def random_curve_db(linear: Tensor, tilt_db: float, generator: torch.Generator, knots: int = 5) -> Tensor:
-    """Return a smooth random equaliser in dB, ``(batch, n_rows, 1)``: another microphone, another room."""
-    heights = _uniform((len(linear), 1, knots), -tilt_db, tilt_db, generator)
-    curve = torch.nn.functional.interpolate(heights, size=linear.shape[1], mode="linear", align_corners=True)
-    return curve.transpose(1, 2)
+def random_curve_db(
+    linear: Tensor, tilt_db: float, generator: torch.Generator, *, bands: str = "even"
+) -> Tensor:
+    """Return a random equaliser in dB, ``(batch, n_rows, 1)``: another microphone, another room.
+
+    Gains are drawn where bands meet and joined by straight lines. ``even``: four equal bands. ``random``: as published,
+    three to five bands whose limits are drawn once per batch, none narrower than `_NARROWEST` rows.
+    """
+    n, rows = len(linear), linear.shape[1]
+    if bands == "even":
+        heights = _uniform((n, 1, 5), -tilt_db, tilt_db, generator)
+        curve = torch.nn.functional.interpolate(heights, size=rows, mode="linear", align_corners=True)
+        return curve.transpose(1, 2)
+    count = min(int(torch.randint(3, 6, (), generator=generator)), rows)
+    narrowest = min(_NARROWEST, rows // count)
+    free = torch.randint(0, rows - count * narrowest + 1, (count - 1,), generator=generator).sort().values
+    inner = free + narrowest * torch.arange(1, count)
+    limits = torch.cat([torch.tensor([0]), inner, torch.tensor([rows - 1])])
+    heights = _uniform((n, count + 1), -tilt_db, tilt_db, generator)
+    row = torch.arange(rows)
+    band = torch.searchsorted(inner.contiguous(), row, right=True)  # (n_rows,)
+    way = (row - limits[band]) / (limits[band + 1] - limits[band]).clamp_min(1)
+    return torch.lerp(heights[:, band], heights[:, band + 1], way)[:, :, None]
+
+
+def mix_styles(features: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
+    """Give every row of finished features a mean and a deviation over time between its own and a partner's.
+
+    Which sound it is stays in how a row moves; what the row's mean and deviation say is mostly the recording device.
+    """
+    if not config.style_probability or float(torch.rand((), generator=generator)) >= config.style_probability:
+        return features
+    n = len(features)
+    partner = torch.randperm(n, generator=generator)
+    kept = _beta(config.style_alpha, n, generator)[:, None, None]
+    mean = features.mean(dim=2, keepdim=True)  # (batch, n_rows, 1)
+    deviation = (features.var(dim=2, keepdim=True, correction=0) + 1e-6).sqrt()
+    shape = (features - mean) / deviation
+    return shape * torch.lerp(deviation[partner], deviation, kept) + torch.lerp(mean[partner], mean, kept)
 
 
 def mask(features: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:

@@ -11,6 +11,12 @@ def model_card(manifest: Manifest, model_bytes: int) -> str:
     export = manifest.provenance["export"]
     agreement = export["agreement"]
     start = f"| started from | {training['start']} |\n" if "start" in training else ""
+    took = f"| training took | {training['seconds']:,.0f} s |\n" if "seconds" in training else ""
+    taught = "".join(
+        f"| taught by | {one['name']} `{one['digest'][:16]}`, weight {one['weight']:g}, folds "
+        f"{', '.join(map(str, one['train_folds']))}, outside data: {', '.join(one['external']) or 'none'} |\n"
+        for one in training.get("teachers", [])
+    )
     return f"""# {manifest.name}
 
 Recognises {len(manifest.labels)} environmental sounds in windows of {manifest.window.window_s:g} s.
@@ -23,7 +29,7 @@ Recognises {len(manifest.labels)} environmental sounds in windows of {manifest.w
 | fold kept aside | {training["test_fold"]} (never looked at while training, choosing or calibrating) |
 | epochs, seed | {training["epochs"]}, {training["seed"]} |
 | data digest | `{training["data_digest"][:16]}` |
-{start}| front end | {_front_end(manifest)} |
+{start}{taught}{took}| front end | {_front_end(manifest)} |
 | int8 against fp32 | {agreement["int8_top1_agreement"]:.1%} equal top labels ({agreement["windows"]} windows) |
 
 Accuracy is not in this card, because it belongs to a report: run

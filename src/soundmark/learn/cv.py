@@ -19,6 +19,7 @@ from soundmark.cross_validation import evaluate_folds, load_bundles
 from soundmark.dataset import Dataset
 from soundmark.errors import BundleError, SoundmarkError
 from soundmark.evaluate import Report
+from soundmark.learn import pretrained
 from soundmark.learn.export import export
 from soundmark.learn.run_folder import epochs_done, file_digest, lock, open_run, settle
 from soundmark.learn.train import train
@@ -49,7 +50,7 @@ def cross_validate(
         out: the folder; one that holds another preset or other data is refused.
         folds: those to do, default all; others can follow later in the same folder.
         split: what gave ``dataset`` its folds (`splits.folded`).
-        weights: file of pretrained weights to start from.
+        weights: file of pretrained weights to start from; default: `pretrained.at_hand`.
         jobs: trainings at a time, each in a process with its share of the cores.
         command: what the user typed, for the report.
         on_epoch: called with how many more epochs are done, of ``train.epochs`` times folds.
@@ -75,6 +76,7 @@ def cross_validate(
                 on_epoch(done - seen[fold])
             seen[fold] = max(seen[fold], done)
 
+    weights = weights or pretrained.at_hand(preset.network)  # the same for every fold, and kept in cv.json
     with lock(out):
         settle(out / "cv.json", _identity(preset, dataset, weights))
         calls = [(preset, dataset, fold, home, split, weights) for fold, home in homes.items()]

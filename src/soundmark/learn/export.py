@@ -270,6 +270,8 @@ def _manifest(run: Run, model: bytes, config: ExportConfig, agreement: Agreement
     preset = run.preset
     left_out = ("labels", "data_root", "finished", "skipped")
     training = {key: value for key, value in run.info.items() if key not in left_out}
+    if str(run.info.get("start", "")).startswith("weights "):
+        training["pretrained"] = preset.network.pretrained
     if "skipped" in run.info:
         training["n_skipped"] = len(run.info["skipped"])
     return bundle.Manifest(

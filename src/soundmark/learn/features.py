@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,9 +24,7 @@ from soundmark.config import FrontendConfig, WindowConfig
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import AudioError, DatasetError, StorageError
 from soundmark.frontend import Frontend, fingerprint
-
-CACHE_VARIABLE = "SOUNDMARK_CACHE"
-"""Environment variable that names the cache folder (default: ``~/.cache/soundmark``)."""
+from soundmark.storage import CACHE_VARIABLE, cache_dir
 
 MAX_BAD = 0.2
 """Largest share of clips that may be left out because they cannot be read."""
@@ -35,7 +32,7 @@ MAX_BAD = 0.2
 AHEAD = 64
 """Clips that are decoded before the first of them is written: what bounds memory."""
 
-_NOT_THE_CONTENT = frozenset(
+NOT_THE_CONTENT = frozenset(
     {"not_found", "not_regular_file", "symlink_loop", "permission_denied", "io_error"}
 )
 OnBad = Callable[[Clip, str], None]
@@ -56,14 +53,6 @@ class FeatureStore:
     clip_of: npt.NDArray[np.int64]
     frontend: Frontend
     skipped: dict[int, str] = field(default_factory=dict)
-
-
-def cache_dir() -> Path:
-    """Return the cache folder; it may not exist yet."""
-    chosen = os.environ.get(CACHE_VARIABLE)
-    if chosen:
-        return Path(chosen).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "soundmark"
 
 
 def extract(
@@ -163,7 +152,7 @@ def _build(
         try:
             samples = audio.load(dataset.clips[index].path, sample_rate=rate).samples
         except AudioError as error:
-            if not skip or error.code in _NOT_THE_CONTENT:
+            if not skip or error.code in NOT_THE_CONTENT:
                 raise
             return error
         return [front.linear(part) for part in audio.windows(samples, window_samples=size, hop_samples=hop)]

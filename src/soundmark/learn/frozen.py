@@ -1,11 +1,12 @@
 """Frozen layers: who learns in which epoch, and embeddings that are computed once where nothing changes them.
 
-The last layer (*head*) is what `networks` defines last, weight and bias; everything before it is the *trunk*.
+The last layer (*head*) is what `networks` defines last, weight and bias; everything before it is the *trunk*. What is
+frozen is a deterministic function of its input (batch norm keeps its numbers), and no gradient is computed for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from soundmark.config import TrainConfig
 from soundmark.errors import ConfigError
-from soundmark.learn.batches import Batches
+from soundmark.learn.batches import Source
 
 
 @runtime_checkable
@@ -25,6 +26,14 @@ class Embedding(Protocol):
 
     def classify(self, embedding: Tensor) -> Tensor:
         """Return logits ``(batch, n_labels)`` of embeddings."""
+
+
+@runtime_checkable
+class Settling(Protocol):
+    """A network with parts that its weights know nothing of, and that begin by changing nothing."""
+
+    def settle(self, parts: Iterable[Tensor]) -> None:
+        """Bring them in line with features, some ``(batch, n_rows, n_frames)`` at a time."""
 
 
 def check(config: TrainConfig) -> None:
@@ -45,35 +54,61 @@ def head_of(network: nn.Module) -> list[nn.Parameter]:
     return list(network.parameters())[-2:]
 
 
-def to_train(network: nn.Module, *, frozen: bool) -> None:
-    """Put ``network`` in train mode; while ``frozen`` the trunk gets no gradient and batch norm keeps its numbers."""
+def first_layers(network: nn.Module, count: int) -> list[nn.Module]:
+    """Return the first ``count`` convolutions, in the order of definition, and the batch norm that belongs to them.
+
+    Raises:
+        ConfigError: the network has fewer convolutions.
+    """
+    kinds = (nn.Conv2d, nn.modules.batchnorm._BatchNorm)
+    layers: list[nn.Module] = [module for module in network.modules() if isinstance(module, kinds)]
+    convolutions = [place for place, layer in enumerate(layers) if isinstance(layer, nn.Conv2d)]
+    if count > len(convolutions):
+        raise ConfigError(
+            f"`train.frozen_layers` {count} of {len(convolutions)} convolutions",
+            wanted=f"0 to {len(convolutions)}",
+        )
+    return layers[: [*convolutions, len(layers)][count]]
+
+
+def to_train(network: nn.Module, *, frozen: bool, layers: int = 0) -> None:
+    """Put ``network`` in train mode; what is frozen gets no gradient, and batch norm in it keeps its numbers.
+
+    Args:
+        network: to change.
+        frozen: whether its whole trunk is.
+        layers: first convolutions that are, whatever ``frozen`` says.
+    """
     network.train()
     head = {id(parameter) for parameter in head_of(network)}
     for parameter in network.parameters():
         parameter.requires_grad_(not frozen or id(parameter) in head)
-    for module in network.modules():
-        if frozen and isinstance(module, nn.modules.batchnorm._BatchNorm):
+    still = first_layers(network, layers)
+    for layer in still:
+        layer.requires_grad_(False)
+    for module in network.modules() if frozen else still:
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
             module.eval()
 
 
 class Embedded:
-    """What `Batches` gives, but embeddings instead of features, computed once for all epochs.
+    """What a `Source` gives, but embeddings instead of features, computed once for all epochs.
 
     Attributes:
-        weights: as in `Batches`.
-        targets: as in `Batches`.
+        weights: as in `Source`.
+        targets: as in `Source`.
     """
 
     def __init__(
         self,
         network: Embedding,
-        batches: Batches,
+        batches: Source,
         size: int,
         device: torch.device,
         on_clip: Callable[[int], None] | None = None,
     ) -> None:
         """Compute them, ``size`` windows at a time; ``on_clip`` is called with 0, so that a person can stop it."""
-        self.weights, self.targets = batches.weights, batches.targets
+        self.weights, self.targets, self._source = batches.weights, batches.targets, batches
         unused = torch.Generator()  # nothing is drawn from it: see `fits`
         parts: list[tuple[Tensor, Tensor]] = []
         with torch.no_grad():
@@ -86,12 +121,25 @@ class Embedded:
         self._soft = torch.cat([soft for _, soft in parts])
 
     @staticmethod
-    def fits(network: nn.Module, batches: Batches, config: TrainConfig) -> bool:
+    def fits(network: nn.Module, batches: Source, config: TrainConfig) -> bool:
         """Return whether one embedding per window says all: every epoch is frozen and chance changes no window."""
         return config.frozen_epochs >= config.epochs and batches.steady and isinstance(network, Embedding)
 
+    @property
+    def steady(self) -> bool:
+        """True."""
+        return True
+
     def __len__(self) -> int:
         return len(self._embeddings)
+
+    def learner(self, network: nn.Module) -> nn.Module:
+        """Return ``network``."""
+        return network
+
+    def loss(self, out: Tensor, told: Tensor) -> Tensor:
+        """Return the loss of logits, as the source of the features counts it."""
+        return self._source.loss(out, told)
 
     def __call__(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return embeddings ``(batch, width)`` and targets ``(batch, n_labels)`` of windows ``rows``."""

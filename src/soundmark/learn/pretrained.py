@@ -7,12 +7,15 @@ import os
 import pickle
 import zipfile
 from pathlib import Path
+from typing import Protocol, runtime_checkable
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as from_bytes
 from torch import Tensor, nn
 
+from soundmark import weights
+from soundmark.config import NetworkConfig
 from soundmark.errors import TrainingError
 from soundmark.learn.tflite_weights import is_tflite, yamnet_layers
 from soundmark.preset import Preset
@@ -20,36 +23,78 @@ from soundmark.preset import Preset
 _WANTED = "a state dict of that architecture (.safetensors, or .pth as torchvision publishes it)"
 
 
-def from_environment(kind: str) -> Path | None:
-    """Return the file that ``SOUNDMARK_<KIND>`` names, ``kind`` as in `NetworkConfig`, or None where it is not set."""
-    named = os.environ.get(f"SOUNDMARK_{kind.upper().replace('-', '_')}")
-    return Path(named).expanduser() if named else None
+_NUMPY = ("numpy.core.multiarray.scalar", "numpy._core.multiarray.scalar", "numpy.dtype", "_codecs.encode")
+"""What the pickle of a numpy number calls."""
+
+
+@runtime_checkable
+class Adopting(Protocol):
+    """A network whose published weights have other names or another layout than its own."""
+
+    def adopt(self, published: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return ``published`` under the network's names; a state dict of ours comes back as it is."""
+
+
+class _Nothing:
+    """Stands where a file has a numpy number, so that reading it calls nothing of numpy."""
+
+    def __init__(self, *_: object) -> None:
+        pass
+
+    def __setstate__(self, state: object) -> None:
+        pass
+
+
+def at_hand(config: NetworkConfig) -> Path | None:
+    """Return the weights that a network which wants some finds by itself, None where there are none.
+
+    First what ``SOUNDMARK_<KIND>`` names (``kind`` as in `NetworkConfig`), then what `soundmark weights get` fetched.
+    """
+    if not config.pretrained:
+        return None
+    named = os.environ.get(_variable(config.kind))
+    if named:
+        return Path(named).expanduser()
+    entry = None if config.channels else weights.of_network(config.kind, config.depth)
+    return weights.cached(entry) if entry else None
+
+
+def advice(config: NetworkConfig) -> str:
+    """Return how such a network gets the weights that it wants."""
+    entry = weights.of_network(config.kind, config.depth)
+    fetch = f"`soundmark weights get {entry.name}`, or " if entry and not config.channels else ""
+    return f"{fetch}--weights FILE, or {_variable(config.kind)} naming it"
 
 
 def missing(preset: Preset) -> TrainingError:
     """Return the error of a run that freezes layers nobody has taught."""
     return TrainingError(
         f"{preset.name} freezes layers, and there are no weights for them",
-        wanted=f"--weights FILE, or SOUNDMARK_{preset.network.kind.upper().replace('-', '_')} naming it: "
-        f"{preset.provenance.pretrained or preset.network.pretrained}",
-        cause="nothing is bundled or downloaded; --smoke does without",
+        wanted=f"{advice(preset.network)}: {preset.provenance.pretrained or preset.network.pretrained}",
+        cause="nothing is bundled, or fetched without being asked for; --smoke does without",
         code="no_weights",
     )
+
+
+def _variable(kind: str) -> str:
+    return f"SOUNDMARK_{kind.upper().replace('-', '_')}"
 
 
 def load_into(network: nn.Module, path: Path) -> str:
     """Load the state dict at ``path`` into ``network`` and return the file's SHA-256.
 
-    The file is a state dict, or YAMNet as TFLite. A first convolution for three colours is summed over them (the input
-    is one channel); a last layer for other labels stays as it is. Everything else must be there with the right shape.
-    A ``.pth`` is read by torch's reader for tensors alone, which runs no code.
+    The file is a state dict (or a tuple that begins with one), or YAMNet as TFLite. What others named or laid out in
+    another way is brought to our names by the network's own `Adopting.adopt`. A first convolution for three colours is
+    summed over them (the input is one channel); a last layer for other labels stays as it is. Everything else must be
+    there with the right shape. A ``.pth`` is read by torch's reader for tensors alone, which runs no code; numpy
+    numbers in it are passed over.
 
     Raises:
         TrainingError: no such file, damaged, or of another architecture; code ``bad_weights``.
     """
     given, digest = _read(path)
-    left_out: tuple[str, ...] = getattr(network, "left_out", ())
-    given = {name: tensor for name, tensor in given.items() if not (left_out and name.startswith(left_out))}
+    given = network.adopt(given) if isinstance(network, Adopting) else given
+    added: tuple[str, ...] = getattr(network, "added", ())
     own = network.state_dict()
     head = list(own)[-2:]  # weight and bias of the last layer, defined last in every network here
     taken: dict[str, Tensor] = {}
@@ -65,7 +110,11 @@ def load_into(network: nn.Module, path: Path) -> str:
             found = found.sum(dim=1, keepdim=True)
         if found is not None and found.shape == tensor.shape:
             taken[name] = found.to(tensor.dtype)
-        elif name in head or (found is None and name.endswith("num_batches_tracked")):  # not in old files
+        elif (
+            name in head
+            or (found is None and name.endswith("num_batches_tracked"))
+            or (found is None and any(part in name for part in added))
+        ):  # not in old files
             taken[name] = tensor
         else:
             saw = "missing" if found is None else f"{list(found.shape)} instead of {list(tensor.shape)}"
@@ -91,7 +140,9 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str]:
         if path.suffix == ".safetensors":
             tree = from_bytes(data)
         else:
-            tree = torch.load(path, map_location="cpu", weights_only=True)
+            with torch.serialization.safe_globals([(_Nothing, name) for name in _NUMPY]):
+                tree = torch.load(path, map_location="cpu", weights_only=True)
+            tree = tree[0] if isinstance(tree, tuple) and tree else tree
     except (
         OSError,
         SafetensorError,

@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from soundmark import storage
-from soundmark.config import to_dict, to_toml
-from soundmark.errors import StorageError, TrainingError
+from soundmark.config import from_dict, to_dict, to_toml
+from soundmark.errors import ConfigError, StorageError, TrainingError
 from soundmark.preset import Preset, load_preset
 from soundmark.splits import Split
 
@@ -32,9 +32,10 @@ SPLIT_FILE = "split.json"
 
 @dataclass(frozen=True, slots=True)
 class EpochReport:
-    """What one epoch did; ``loss`` is the mean over its steps, on augmented training clips.
+    """What one epoch did; ``loss`` and ``accuracy`` are means over its steps, on augmented training clips.
 
-    ``inner_loss`` is that of the averaged weights on the inner split, where there is one.
+    ``inner_loss`` and ``inner_accuracy`` are those of the averaged weights on the inner split, where there is one.
+    ``seconds`` is wall-clock time since the epoch before, or since this process began to train.
     """
 
     epoch: int
@@ -44,6 +45,8 @@ class EpochReport:
     seconds: float
     bad_batches: int
     inner_loss: float | None = None
+    accuracy: float | None = None
+    inner_accuracy: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,7 +111,7 @@ def settle(path: Path, info: dict[str, Any]) -> None:
     """
     mine = json.loads(json.dumps(info))
     try:
-        theirs = json.loads(path.read_bytes())
+        theirs = _with_defaults(json.loads(path.read_bytes()))
     except (OSError, ValueError):
         storage.write_bytes(path, (json.dumps(mine, indent=2) + "\n").encode())
         return
@@ -119,6 +122,15 @@ def settle(path: Path, info: dict[str, Any]) -> None:
             wanted="the same preset, data, folds and versions to go on, or another --out",
             code="other_run",
         )
+
+
+def _with_defaults(info: dict[str, Any]) -> dict[str, Any]:
+    """Return ``info`` with its preset as it is read today: fields that came later have their defaults."""
+    try:
+        preset = from_dict(info["preset"], Preset)
+    except (KeyError, TypeError, AttributeError, ConfigError):  # it says nothing, or what is unknown here
+        return info
+    return {**info, "preset": json.loads(json.dumps(to_dict(preset)))}
 
 
 def epochs_done(run: Path) -> int:
@@ -132,6 +144,14 @@ def read_history(run: Path) -> list[dict[str, Any]]:
         return [json.loads(line) for line in (run / "history.jsonl").read_bytes().splitlines()]
     except (OSError, ValueError):
         return []
+
+
+def training_seconds(run: Path) -> float:
+    """Return how long the epochs that count took, in all processes that worked on them, one after the other.
+
+    With preparations such as embeddings that are computed once; without features, which are cached for all runs.
+    """
+    return round(sum(float(row.get("seconds") or 0.0) for row in read_history(run)), 1)
 
 
 def file_digest(path: Path) -> str:
@@ -180,27 +200,13 @@ def lock(out: Path) -> Iterator[None]:
         os.close(handle)
 
 
-@contextmanager
-def summary_writer(out: Path, start: int, active: bool) -> Iterator[Callable[[EpochReport], None]]:
-    """Yield a function that appends one epoch to history.jsonl and to TensorBoard, after the first ``start`` ones."""
-    if not active:
-        yield lambda _: None
-        return
-    from torch.utils.tensorboard import SummaryWriter
-
-    board = SummaryWriter(str(out / "tensorboard"), purge_step=start + 1)
+def history_writer(out: Path, start: int) -> Callable[[EpochReport], None]:
+    """Return a function that appends one epoch to history.jsonl, after the first ``start`` ones."""
     history = out / "history.jsonl"
     lines = history.read_bytes().splitlines(keepends=True)[:start] if history.exists() else []
 
-    def write(report: EpochReport) -> None:
+    def append(report: EpochReport) -> None:
         lines.append(msgspec.json.encode(report) + b"\n")  # a loss that is not a number is null
         storage.write_bytes(history, b"".join(lines))
-        board.add_scalar("train/loss", report.loss, report.epoch)
-        board.add_scalar("train/lr", report.lr, report.epoch)
-        if report.inner_loss is not None:
-            board.add_scalar("inner/loss", report.inner_loss, report.epoch)
 
-    try:
-        yield write
-    finally:
-        board.close()
+    return append

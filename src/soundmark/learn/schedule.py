@@ -15,9 +15,12 @@ def learning_rate(config: TrainConfig, progress: float) -> float:
     """Return the learning rate at ``progress`` in [0, 1) of the run.
 
     ``one-cycle``: linear rise, cosine fall (Smith 2018). ``step``: linear rise, then a tenth at each of ``drops``.
+    ``cosine``: a cosine fall from the start to nothing (Loshchilov and Hutter, ICLR 2017, without restarts).
     """
     if config.schedule == "constant":
         return config.lr
+    if config.schedule == "cosine":
+        return config.lr * 0.5 * (1 + math.cos(math.pi * progress))
     if progress < config.warmup:
         return config.lr * (0.04 + 0.96 * progress / config.warmup)
     if config.schedule == "step":

@@ -7,10 +7,11 @@ and a resumed run equals the uninterrupted one. Nothing here looks at the test f
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,10 +26,11 @@ from soundmark.config import TrainConfig
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import DatasetError, TrainingError
 from soundmark.frontend import Frontend
-from soundmark.learn import checkpoint, frozen, networks, pretrained
-from soundmark.learn.batches import Batches, Judge
+from soundmark.learn import backgrounds, checkpoint, frozen, networks, pretrained
+from soundmark.learn.batches import Batches, Judge, Lesson, Source
+from soundmark.learn.board import summary_writer
 from soundmark.learn.inner import Patience, inner_split
-from soundmark.learn.run_folder import BEST_FILE, EpochReport, Run, claim, lock, summary_writer
+from soundmark.learn.run_folder import BEST_FILE, EpochReport, Run, claim, lock, training_seconds
 from soundmark.learn.schedule import learning_rate, make_optimizer
 from soundmark.preset import Preset
 from soundmark.splits import Split
@@ -45,6 +47,7 @@ def train(
     weights: Path | None = None,
     resume: bool = False,
     rehearsal: bool = False,
+    lesson: Lesson | None = None,
     on_clip: Callable[[int], None] | None = None,
     on_epoch: Callable[[EpochReport], None] | None = None,
     on_note: Callable[[str], None] | None = None,
@@ -58,17 +61,18 @@ def train(
         out: run folder: preset.toml, run.json, history.jsonl, checkpoints/, tensorboard/, weights.safetensors.
         train_folds: narrower choice of training folds (an inner split), default all but ``test_fold``.
         split: what gave ``dataset`` its folds (`splits.folded`), kept as split.json in ``out``.
-        weights: file of pretrained weights to start from (`pretrained.load_into`); default: that of an environment
-            variable (`pretrained.from_environment`).
+        weights: file of pretrained weights to start from (`pretrained.load_into`); default: `pretrained.at_hand`.
         resume: go on where ``out`` stands; without it, a folder that holds a run is refused.
         rehearsal: learn without weights even what makes no sense without them.
+        lesson: what makes something else than `Batches` of the training clips.
         on_clip: called with 1 per clip while features are extracted.
         on_epoch: called after every epoch.
         on_note: called with a line for a person: clips that are left out, weights that are not there.
 
     Raises:
-        DatasetError: one label alone, too many bad clips, nothing but equal clips.
-        TrainingError: ``out`` holds another run or is in use; the loss is not finite too often; weights are wanted.
+        DatasetError: one label alone, too many bad clips, nothing but equal clips, no background where one is named.
+        TrainingError: ``out`` holds another run or is in use; the loss is not finite too often; weights are wanted;
+            a background is a clip that is kept aside.
         StorageError: the disk refuses; the last checkpoint is intact.
     """
     folds = train_folds or tuple(fold for fold in dataset.folds if fold != test_fold)
@@ -85,10 +89,11 @@ def train(
             f"{dataset.name} has one label alone", wanted="two or more labels", code="one_label"
         )
     frozen.check(preset.train)
-    weights = weights or pretrained.from_environment(preset.network.kind)
+    weights = weights or pretrained.at_hand(preset.network)
     network = _network(
         preset, len(dataset.labels)
     )  # what cannot be built, or loaded, is said before work begins
+    frozen.first_layers(network, preset.train.frozen_layers)
     digest = pretrained.load_into(network, weights) if weights else ""
     info: dict[str, Any] = {
         "soundmark": soundmark.__version__,
@@ -102,17 +107,27 @@ def train(
         "n_clips": len(train_set.clips),
         "seed": preset.train.seed,
     }
+    if lesson:
+        info |= lesson.info
     if dataset.split:
         info["split"] = dataset.split
     if dataset.stamps:
         info["stamps"] = list(dataset.stamps)
     wanted = preset.network.pretrained
-    if wanted and not weights and preset.train.frozen_epochs and not rehearsal:
+    still = preset.train.frozen_epochs or preset.train.frozen_layers
+    if wanted and not weights and still and not rehearsal:
         raise pretrained.missing(preset)
     if wanted or weights:
         info["start"] = f"weights {digest}" if weights else f"random weights, not {wanted}"
     if wanted and not weights and on_note:
-        on_note(f"starts from random weights: {wanted} weights are wanted, give them with --weights FILE")
+        how = pretrained.advice(preset.network)
+        on_note(f"starts from random weights: {wanted} weights are wanted ({how})")
+    behind: dict[str, str] = {}  # name -> hash of what is laid behind clips, from a folder
+    if preset.waves.background:
+        others = backgrounds.recordings(preset.waves.background)
+        behind = others.hashes()
+        backgrounds.refuse_copies(behind, backgrounds.all_but(dataset, train_set))
+        info["background"] = {"recordings": len(behind), "digest": others.digest(behind)}
     skipped: list[dict[str, str]] = []
 
     def on_bad(clip: Clip, code: str) -> None:
@@ -124,21 +139,23 @@ def train(
         if preset.train.patience:
             fit, held = inner_split(train_set, preset.train.inner, preset.train.seed)
             info["inner"] = {"clips": len(held.clips), "digest": held.digest()}
-        batches = Batches(preset, fit, progress=on_clip, on_bad=on_bad)
+            if behind:
+                backgrounds.refuse_copies(behind, held)
+        make: Callable[..., Source] = lesson or functools.partial(Batches, preset)
+        batches = make(fit, progress=on_clip, on_bad=on_bad)
         judge = Judge(preset, held, on_bad=on_bad) if held else None
         if skipped:
             info["skipped"] = skipped
             if on_note:
                 names = ", ".join(f"{bad['path']} ({bad['code']})" for bad in skipped)
-                on_note(
-                    f"{len(skipped)} of {len(train_set.clips)} clips cannot be used and are left out: {names}"
-                )
+                n_clips = len(train_set.clips) + len(behind)
+                on_note(f"{len(skipped)} of {n_clips} clips cannot be used and are left out: {names}")
         return _fit(preset, batches, judge, weights, out, info, on_clip, on_epoch)
 
 
 def _fit(
     preset: Preset,
-    batches: Batches,
+    batches: Source,
     judge: Judge | None,
     weights: Path | None,
     out: Path,
@@ -146,7 +163,7 @@ def _fit(
     on_clip: Callable[[int], None] | None,
     on_epoch: Callable[[EpochReport], None] | None,
 ) -> Run:
-    config = preset.train
+    config, began = preset.train, time.perf_counter()
     fabric = Fabric(
         accelerator="auto", devices=config.devices, num_nodes=config.num_nodes, precision=config.precision
     )
@@ -155,6 +172,9 @@ def _fit(
     network = _network(preset, len(info["labels"]))
     if weights:
         pretrained.load_into(network, weights)
+        if isinstance(network, frozen.Settling):
+            network.settle(_some(batches, config))
+    network = batches.learner(network)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config)
     steps = max(1, len(batches) // (config.batch_size * fabric.world_size))
@@ -163,40 +183,39 @@ def _fit(
     averaged = AveragedModel(network, multi_avg_fn=average, use_buffers=True)
     patience = Patience(config.patience)
     start = _restore(out, network, optimizer, averaged, patience)
+    frozen.to_train(network, frozen=False, layers=config.frozen_layers)  # before gradients are shared out
     model, optimizer = fabric.setup(network, optimizer)
     averaged.to(fabric.device)
-    source: Batches | frozen.Embedded = batches
+    source = batches
     forward: Callable[[Tensor], Tensor] = model
     if frozen.Embedded.fits(network, batches, config):
         source = frozen.Embedded(network.eval(), batches, config.batch_size, fabric.device, on_clip)
         model.mark_forward_method("classify")
         forward = model.classify
 
-    of_label = batches.weights.to(fabric.device) if config.balance == "weights" else None
     bad = 0
-    with summary_writer(out, start, fabric.is_global_zero) as write:
+    with summary_writer(
+        out, start, fabric.is_global_zero, preset=preset, labels=info["labels"], batches=batches
+    ) as write:
         for epoch in range(start, config.epochs):
             if patience.spent:
                 break
-            began, losses, lr = time.perf_counter(), [], 0.0
+            losses, lr, right = [], 0.0, torch.zeros((), device=fabric.device)
             seed = _epoch_seed(config.seed, epoch)
             torch.manual_seed(seed + fabric.global_rank)  # dropout
             generator = torch.Generator().manual_seed(seed + fabric.global_rank)
-            frozen.to_train(network, frozen=epoch < config.frozen_epochs)
+            frozen.to_train(network, frozen=epoch < config.frozen_epochs, layers=config.frozen_layers)
             order = _order(config, batches.weights[batches.targets], torch.Generator().manual_seed(seed))
             order = order[fabric.global_rank :: fabric.world_size]
             for step in range(steps):
                 rows = order[step * config.batch_size : (step + 1) * config.batch_size]
-                x, soft = source(rows, generator)
-                x = x.to(fabric.device)
-                soft = (soft * (1 - config.label_smoothing) + config.label_smoothing / soft.shape[1]).to(
-                    fabric.device
-                )
+                x, told = (given.to(fabric.device) for given in source(rows, generator))
                 lr = learning_rate(config, (epoch * steps + step) / (config.epochs * steps))
                 for group in optimizer.param_groups:
                     group["lr"] = lr * group["share"]
                 before = [buffer.clone() for buffer in network.buffers()]  # batch norm's running statistics
-                loss = nn.functional.cross_entropy(forward(x), soft, weight=of_label)
+                answer = forward(x)
+                loss = source.loss(answer, told)
                 optimizer.zero_grad(set_to_none=True)
                 fabric.backward(loss)
                 norm = nn.utils.clip_grad_norm_(network.parameters(), config.clip_norm or math.inf)
@@ -215,13 +234,26 @@ def _fit(
                 optimizer.step()
                 averaged.update_parameters(network)
                 losses.append(loss.item())
+                right += _right(answer.detach(), told, len(info["labels"]))
             mean = sum(losses) / len(losses) if losses else math.nan
-            result = averaged.module if config.ema else network
+            result = _bare(averaged.module if config.ema else network)
             inner = judge(result, fabric.device) if judge else None  # every process finds the same
-            better = inner is not None and patience.see(epoch + 1, inner)
-            report = EpochReport(epoch + 1, config.epochs, mean, lr, time.perf_counter() - began, bad, inner)
+            better = inner is not None and patience.see(epoch + 1, inner.loss)
+            began, before_it = time.perf_counter(), began
+            report = EpochReport(
+                epoch=epoch + 1,
+                epochs=config.epochs,
+                loss=mean,
+                lr=lr,
+                seconds=began - before_it,
+                bad_batches=bad,
+                inner_loss=inner.loss if inner else None,
+                accuracy=float(right) / len(losses) if losses else None,
+                inner_accuracy=inner.accuracy if inner else None,
+            )
             if fabric.is_global_zero:
-                write(report)  # first, because a resumed run drops what is later than its checkpoint
+                last = epoch + 1 == config.epochs or patience.spent
+                write(report, inner, last)  # first: a resumed run drops what is later than its checkpoint
                 if better:  # before the checkpoint that says so
                     checkpoint.save_weights(out / BEST_FILE, result.state_dict())
                 state = _state(network, optimizer, averaged, patience)
@@ -229,8 +261,8 @@ def _fit(
             if on_epoch and fabric.is_global_zero:
                 on_epoch(report)
             fabric.barrier()
-    final = (averaged.module if config.ema else network).state_dict()
-    finished = {**info, "finished": True, "epochs": config.epochs}
+    final = _bare(averaged.module if config.ema else network).state_dict()
+    finished = {**info, "finished": True, "epochs": config.epochs, "seconds": training_seconds(out)}
     if judge:
         if not patience.epoch:
             raise TrainingError("the inner loss was never finite", cause="train.lr is too high")
@@ -248,10 +280,31 @@ def _fit(
     return Run(out, preset, finished)
 
 
+def _right(answer: Tensor, told: Tensor, n_labels: int) -> Tensor:
+    """Return the share of a batch whose best label is the largest of those it was told: both begin with labels."""
+    same = answer[:, :n_labels].argmax(dim=1) == told[:, :n_labels].argmax(dim=1)
+    return same.float().mean()
+
+
 def _network(preset: Preset, n_labels: int) -> nn.Module:
     """Return the network of a preset, fresh, for the features of one window."""
     window_samples = round(preset.window.window_s * preset.frontend.sample_rate)
     return networks.build(preset.network, Frontend(preset.frontend).shape(window_samples), n_labels)
+
+
+def _bare(learner: nn.Module) -> nn.Module:
+    """Return the network without what was around it only to learn (`Source.learner`)."""
+    inside = getattr(learner, "network", learner)
+    assert isinstance(inside, nn.Module)
+    return inside
+
+
+def _some(source: Source, config: TrainConfig, n: int = 128) -> Iterator[Tensor]:
+    """Yield features of about ``n`` windows, evenly spread, a batch at a time; the same in every run of one seed."""
+    generator = torch.Generator().manual_seed(config.seed)
+    rows = torch.arange(0, len(source), max(1, len(source) // n))
+    for first in range(0, len(rows), config.batch_size):
+        yield source(rows[first : first + config.batch_size], generator)[0]
 
 
 def _order(config: TrainConfig, weights: Tensor, generator: torch.Generator) -> Tensor:

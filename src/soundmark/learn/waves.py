@@ -6,13 +6,14 @@ tempo without pitch; soxr for resampling.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 import soxr
 import torch
 
+from soundmark.audio import SILENT_PEAK
 from soundmark.config import WaveConfig
 
 Array = npt.NDArray[np.float32]
@@ -33,6 +34,9 @@ class WaveChange:
     pitch: float = 0.0  # semitones up
     snr_db: float | None = None  # white noise at this ratio
     noise_seed: int = 0
+    behind: float | None = None  # which of the other recordings is laid behind it, 0 ... 1
+    behind_at: float = 0.0  # where that one begins, 0 ... 1 of what is free
+    behind_db: float = 0.0  # this far below the window
     gain_db: float = 0.0
     flip: bool = False  # polarity
 
@@ -43,9 +47,27 @@ def active(config: WaveConfig) -> bool:
 
 
 def decide(config: WaveConfig, n: int, generator: torch.Generator) -> list[WaveChange]:
-    """Return the changes of ``n`` windows, drawn from ``generator`` alone; always nine numbers per window."""
+    """Return the changes of ``n`` windows, drawn from ``generator`` alone.
+
+    Always nine numbers per window, then three more where there are backgrounds: the other changes of a preset, and so
+    its runs, stay what they are.
+    """
     draws = torch.rand((n, 9), generator=generator, dtype=torch.float64).tolist()
-    return [_change(config, *row) for row in draws]
+    changes = [_change(config, *row) for row in draws]
+    if not config.background_share:
+        return changes
+    more = torch.rand((n, 3), generator=generator, dtype=torch.float64).tolist()
+    return [_with_background(config, change, *row) for change, row in zip(changes, more, strict=True)]
+
+
+def _with_background(
+    config: WaveConfig, change: WaveChange, chance: float, which: float, at: float
+) -> WaveChange:
+    if chance >= config.background_share:
+        return change
+    low, high = config.background_snr_db
+    ratio = low + (high - low) * (chance / config.background_share)  # uniform below the share
+    return replace(change, behind=which, behind_at=at, behind_db=ratio)
 
 
 def _change(config: WaveConfig, *u: float) -> WaveChange:
@@ -64,8 +86,18 @@ def _change(config: WaveConfig, *u: float) -> WaveChange:
     )
 
 
-def apply(samples: Array, change: WaveChange, *, window_samples: int, sample_rate: int) -> Array:
-    """Return a window of ``window_samples``, cut from ``samples`` (n,) and changed; what is too short gets zeros."""
+def apply(
+    samples: Array,
+    change: WaveChange,
+    *,
+    window_samples: int,
+    sample_rate: int,
+    behind: Array | None = None,
+) -> Array:
+    """Return a window of ``window_samples``, cut from ``samples`` (n,) and changed; what is too short gets zeros.
+
+    ``behind`` (n,) is the recording that ``change.behind`` means, at least a window long.
+    """
     x = samples
     tempo = change.stretch * 2.0 ** (
         -change.pitch / 12
@@ -81,6 +113,9 @@ def apply(samples: Array, change: WaveChange, *, window_samples: int, sample_rat
     x = np.pad(x, (0, window_samples - len(x)))
     if change.roll:
         x = np.roll(x, int(change.roll * window_samples))
+    if behind is not None:
+        start = int(change.behind_at * (len(behind) - window_samples + 1))
+        x = x + below(behind[start : start + window_samples], x, change.behind_db)
     if change.snr_db is not None:
         x = x + noise(x, change.snr_db, change.noise_seed)
     gain = 10.0 ** (change.gain_db / 20) * (-1.0 if change.flip else 1.0)
@@ -90,8 +125,15 @@ def apply(samples: Array, change: WaveChange, *, window_samples: int, sample_rat
 def noise(samples: Array, snr_db: float, seed: int) -> Array:
     """Return white noise whose power is ``snr_db`` below that of ``samples`` (n,); none for silence."""
     drawn = np.random.default_rng(seed).standard_normal(len(samples), dtype=np.float32)
-    power, its = float(np.mean(np.square(samples))), float(np.mean(np.square(drawn)))
-    return drawn * np.float32(np.sqrt(power / its / 10 ** (snr_db / 10))) if its > 0 else drawn
+    return below(drawn, samples, snr_db)
+
+
+def below(sound: Array, samples: Array, snr_db: float) -> Array:
+    """Return ``sound`` (n,) at a power that is ``snr_db`` below that of ``samples`` (n,); nothing of a silent one."""
+    power, its = float(np.mean(np.square(samples))), float(np.mean(np.square(sound)))
+    if its < SILENT_PEAK**2:  # what lies under -80 dBFS is the noise of a converter, not a sound
+        return np.zeros_like(sound)
+    return sound * np.float32(np.sqrt(power / its / 10 ** (snr_db / 10)))
 
 
 def stretched(samples: Array, tempo: float, sample_rate: int) -> Array:

@@ -9,7 +9,9 @@ from torch import nn
 from soundmark.config import NetworkConfig
 from soundmark.errors import ConfigError
 from soundmark.learn.networks.acdnet import ACDNet
+from soundmark.learn.networks.aisfx import AiSFX
 from soundmark.learn.networks.edge import Edge
+from soundmark.learn.networks.efficientnet_lite import EfficientNetLite
 from soundmark.learn.networks.mfcc_cnn import MfccCNN
 from soundmark.learn.networks.resnet import ResNet
 from soundmark.learn.networks.small_cnn import SmallCNN
@@ -17,7 +19,9 @@ from soundmark.learn.networks.yamnet import YAMNet
 
 NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int], int], nn.Module]] = {
     "acdnet": ACDNet,
+    "aisfx": AiSFX,
     "edge": Edge,
+    "efficientnet-lite0": EfficientNetLite,
     "mfcc-cnn": MfccCNN,
     "resnet": ResNet,
     "small-cnn": SmallCNN,

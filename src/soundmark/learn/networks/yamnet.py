@@ -1,11 +1,14 @@
 """The `yamnet` network: YAMNet's MobileNet-v1 in float, run over a whole window at once, with a linear head of ours.
 
 Its weights (`soundmark.learn.tflite_weights`) have batch norm folded in, so every convolution has a bias and nothing
-else. Features must be those it was learnt on: the presets' ``[frontend]``, 16 kHz and 64 mel bands.
+else; ``config.batch_norm`` puts one behind each again, which changes nothing at first and makes learning on steadier.
+Features must be those it was learnt on: the presets' ``[frontend]``, 16 kHz and 64 mel bands.
 Source: Plakal and Ellis, YAMNet (tensorflow/models, Apache-2.0); Howard et al., MobileNets (arXiv 1704.04861).
 """
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +16,7 @@ from torch import Tensor, nn
 from soundmark.config import NetworkConfig
 from soundmark.errors import ConfigError
 from soundmark.learn.networks.edge import SalientPool
+from soundmark.learn.networks.same import same
 
 PLAN = (
     (32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2),
@@ -29,7 +33,7 @@ class YAMNet(nn.Module):
     a thinner one without published weights.
 
     Attributes:
-        left_out: how names begin that a file of all weights has and this network has not.
+        added: parts of names that this network has and a file of weights need not have.
         width: numbers in an embedding.
     """
 
@@ -42,19 +46,27 @@ class YAMNet(nn.Module):
                 f"features of shape {shape}, `network.keep` {config.keep} and {len(widths)} widths",
                 wanted=f"32 or more rows and frames, an odd number up to {CONVOLUTIONS} and {len(PLAN)} widths",
             )
-        self.left_out = tuple(f"layers.{index}." for index in range(keep, CONVOLUTIONS))
-        layers = [Convolution(1, widths[0], shape, kernel=3, stride=2)]
+        self._left_out = tuple(f"layers.{index}." for index in range(keep, CONVOLUTIONS))
+        self.added = (".bn.",) if config.batch_norm else ()
+        norm = config.batch_norm
+        layers = [Convolution(1, widths[0], shape, kernel=3, stride=2, norm=norm)]
         for index, (_, stride) in enumerate(PLAN[1 : (keep + 1) // 2], start=1):
             before, after = widths[index - 1], widths[index]
             layers.append(
-                Convolution(before, before, layers[-1].shape, kernel=3, stride=stride, groups=before)
+                Convolution(
+                    before, before, layers[-1].shape, kernel=3, stride=stride, groups=before, norm=norm
+                )
             )
-            layers.append(Convolution(before, after, layers[-1].shape, kernel=1))
+            layers.append(Convolution(before, after, layers[-1].shape, kernel=1, norm=norm))
         self.layers = nn.Sequential(*layers)
         self.pool = SalientPool(layers[-1].shape[1])
         self.dropout = nn.Dropout(config.dropout)
         self.width = 2 * layers[-1].conv.out_channels
         self.head = nn.Linear(self.width, n_labels)
+
+    def adopt(self, published: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return a state dict without the convolutions that are not kept."""
+        return {n: t for n, t in published.items() if not (self._left_out and n.startswith(self._left_out))}
 
     def embed(self, features: Tensor) -> Tensor:
         """Return ``(batch, width)``: the mean over time, and the mean of the largest quarter."""
@@ -70,9 +82,44 @@ class YAMNet(nn.Module):
         """Return logits ``(batch, n_labels)``."""
         return self.classify(self.embed(features))
 
+    def settle(self, parts: Iterable[Tensor]) -> None:
+        """Make every batch norm an identity whose statistics are those of features, some at a time.
+
+        Mean m, variance v, scale sqrt(v + eps) and shift m: nothing changes in eval mode, little in train mode.
+        """
+        sums: dict[nn.BatchNorm2d, list[Tensor]] = {}
+
+        def see(norm: nn.Module, given: tuple[Tensor]) -> None:
+            assert isinstance(norm, nn.BatchNorm2d)
+            x, over = given[0], (0, 2, 3)
+            now = [
+                x.sum(over, dtype=torch.float64),
+                x.square().sum(over, dtype=torch.float64),
+                torch.tensor(x[:, 0].numel()),
+            ]
+            sums[norm] = [a + b for a, b in zip(sums.get(norm, [torch.zeros(())] * 3), now, strict=True)]
+
+        norms = [module for module in self.modules() if isinstance(module, nn.BatchNorm2d)]
+        hooks = [norm.register_forward_pre_hook(see) for norm in norms]
+        was = self.training
+        self.eval()
+        with torch.no_grad():
+            for features in parts if norms else ():
+                self.embed(features)
+            for norm, (total, square, n) in sums.items():
+                assert norm.running_mean is not None
+                assert norm.running_var is not None
+                norm.running_mean.copy_(total / n)
+                norm.running_var.copy_((square / n - (total / n).square()).clamp_min(0.0))
+                norm.weight.copy_((norm.running_var + norm.eps).sqrt())
+                norm.bias.copy_(norm.running_mean)
+        for hook in hooks:
+            hook.remove()
+        self.train(was)
+
 
 class Convolution(nn.Module):
-    """A convolution with bias and ReLU6, padded as TensorFlow's "same": the odd zero is behind, not in front.
+    """A convolution with bias and ReLU6, padded as `same` says.
 
     Attributes:
         shape: rows and frames that come out.
@@ -87,17 +134,16 @@ class Convolution(nn.Module):
         kernel: int,
         stride: int = 1,
         groups: int = 1,
+        norm: bool = False,
     ) -> None:
         super().__init__()
-        self.shape = (-(-shape[0] // stride), -(-shape[1] // stride))
-        zeros = [
-            max(0, (out - 1) * stride + kernel - size) for size, out in zip(shape, self.shape, strict=True)
-        ]
-        even = all(n % 2 == 0 for n in zeros)
-        padding = (zeros[0] // 2, zeros[1] // 2) if even else (0, 0)
-        sides = (zeros[1] // 2, zeros[1] - zeros[1] // 2, zeros[0] // 2, zeros[0] - zeros[0] // 2)
-        self.pad: nn.Module = nn.Identity() if even else nn.ZeroPad2d(sides)
+        self.shape, self.pad, padding = same(shape, kernel=kernel, stride=stride)
         self.conv = nn.Conv2d(before, after, kernel, stride, padding, groups=groups)
+        self.bn: nn.Module = nn.Identity()  # named so that export folds it into the convolution
+        if norm:
+            batch_norm = nn.BatchNorm2d(after)
+            nn.init.constant_(batch_norm.weight, (1 + batch_norm.eps) ** 0.5)  # an identity, exactly
+            self.bn = batch_norm
         self.act = nn.ReLU6()
         nn.init.kaiming_normal_(self.conv.weight, mode="fan_out", nonlinearity="relu")
         assert self.conv.bias is not None
@@ -105,5 +151,5 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(batch, after, *self.shape)``."""
-        y: Tensor = self.act(self.conv(self.pad(x)))
+        y: Tensor = self.act(self.bn(self.conv(self.pad(x))))
         return y
