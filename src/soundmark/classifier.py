@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from soundmark import __version__, audio, bundle
 from soundmark.bundle import Bundle, Golden, Manifest
-from soundmark.config import AudioLimits, FrontendConfig, WindowConfig, to_dict
+from soundmark.config import AudioLimits, FrontendConfig, Provider, WindowConfig, to_dict
 from soundmark.errors import AudioError, BundleError, SoundmarkError
 from soundmark.frontend import FRONTEND_VERSION, Frontend, fingerprint
 from soundmark.postprocess import Failure, Prediction, decide, softmax, source_name
@@ -40,12 +40,13 @@ class Classifier:
     Args:
         verified: a bundle from `bundle.read`.
         threads: threads of one model run.
+        provider: what runs the model, see `Runtime`; the golden window must give the same on all of them.
 
     Raises:
         BundleError: ``frontend_mismatch``, ``golden_mismatch``, or what `Runtime` refuses.
     """
 
-    def __init__(self, verified: Bundle, *, threads: int = 1) -> None:
+    def __init__(self, verified: Bundle, *, threads: int = 1, provider: Provider = "cpu") -> None:
         manifest = verified.manifest
         _check_fingerprint(manifest)
         self._bundle, self._labels = verified, manifest.labels
@@ -56,18 +57,21 @@ class Classifier:
             input_shape=self._frontend.shape(self._window),
             n_labels=len(manifest.labels),
             threads=threads,
+            provider=provider,
             name=manifest.name,
         )
         _check_golden(manifest, self._frontend, self._runtime)
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str] | None = None, *, threads: int = 1) -> Classifier:
+    def load(
+        cls, model: str | os.PathLike[str] | None = None, *, threads: int = 1, provider: Provider = "cpu"
+    ) -> Classifier:
         """Return the classifier of a bundle directory or of a shipped model; None is the default model.
 
         Raises:
             BundleError: see `bundle.read` and `Classifier`.
         """
-        return cls(bundle.read(model), threads=threads)
+        return cls(bundle.read(model), threads=threads, provider=provider)
 
     @property
     def labels(self) -> tuple[str, ...]:
