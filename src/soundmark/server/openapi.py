@@ -60,14 +60,10 @@ def _parameters() -> list[dict[str, Any]]:
 
 
 def _form(name: str, schema: dict[str, Any]) -> dict[str, Any]:
-    return {
-        "schema": {
-            "type": "object",
-            "properties": {name: schema, **_options()},
-            "required": [name],
-            "additionalProperties": False,
-        }
-    }
+    """Return a form with the files alone: of every other field Swagger's page would send a made-up value."""
+    text = "Options are query parameters, or further fields of the same names."
+    tree = {"type": "object", "description": text, "properties": {name: schema}, "required": [name]}
+    return {"schema": tree}
 
 
 def _json(properties: dict[str, Any], required: list[str], example: dict[str, Any]) -> dict[str, Any]:
