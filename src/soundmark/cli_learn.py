@@ -201,11 +201,9 @@ def evaluate(
         return _evaluate_cv(cv, dataset, split_file, chosen or (), threads, out, as_json)
     from soundmark import evaluate as evaluation
     from soundmark import render
-    from soundmark.classifier import Classifier
+    from soundmark.ensemble import load_model
 
-    classifiers = [
-        Classifier.load(name, threads=threads) for name in ([model, against] if against else [model])
-    ]
+    classifiers = [load_model(name, threads=threads) for name in ([model, against] if against else [model])]
     if split_file or dataset.has_folds or chosen or any(map(evaluation.split_of, classifiers)):
         from soundmark.splits import folded
 
