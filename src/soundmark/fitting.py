@@ -24,8 +24,8 @@ _GOLDEN = (5**0.5 - 1) / 2
 _STEPS, _ROUNDS = 80, 4
 
 Matrix = npt.NDArray[np.float64]
-Logits = Sequence[npt.NDArray[np.floating]]
-"""One ``(n_windows, n_labels)`` per clip."""
+Logits = Sequence[npt.NDArray[np.floating]] | Matrix
+"""One ``(n_windows, n_labels)`` per clip; where all have as many windows, that may be one array."""
 
 
 def nll(log_probabilities: Matrix, targets: npt.NDArray[np.int64]) -> float:
@@ -43,6 +43,8 @@ def ece(log_probabilities: Matrix, targets: npt.NDArray[np.int64]) -> float:
 
 def of_clips(logits: Logits, temperature: float, pooling: str) -> Matrix:
     """Return the log-probabilities ``(n, n_labels)`` of clips."""
+    if len({len(one) for one in logits}) == 1:
+        return log_scores(np.asarray(logits), temperature, pooling)
     return np.stack([log_scores(one, temperature, pooling) for one in logits])
 
 
@@ -51,6 +53,8 @@ def fit_temperature(logits: Logits, targets: npt.NDArray[np.int64], pooling: str
 
     For one window a clip the loss is convex in the inverse of the temperature, so there is one minimum.
     """
+    if len({len(one) for one in logits}) == 1:
+        logits = np.asarray(logits, dtype=np.float64)
 
     def loss(log_temperature: float) -> float:
         return nll(of_clips(logits, float(np.exp(log_temperature)), pooling), targets)
@@ -76,7 +80,7 @@ def fit_weights(
     weights, temperature = np.full(members, 1.0 / members), 1.0
     for _ in range(_ROUNDS):
         pooled = np.tensordot(weights, log_probabilities, axes=1)
-        temperature = fit_temperature(list(pooled[:, None]), targets)
+        temperature = fit_temperature(pooled[:, None], targets)
         if members == 1:
             break
         weights = _weights(log_probabilities / temperature, targets, weights, shrinkage)
@@ -115,8 +119,8 @@ def fit_pool(logits: Sequence[Logits], poolings: Sequence[str], targets: npt.NDA
         temperatures=temperatures,
         weights=weights.tolist(),
         temperature=temperature,
-        equal=of_clips(list(each.mean(axis=0)[:, None]), 1.0, "mean"),
-        pooled=of_clips(list(pooled[:, None]), temperature, "mean"),
+        equal=of_clips(each.mean(axis=0)[:, None], 1.0, "mean"),
+        pooled=of_clips(pooled[:, None], temperature, "mean"),
     )
 
 
@@ -169,7 +173,7 @@ def _lowest(f: Callable[[float], float], low: float, high: float) -> float:
     """Return where ``f``, which falls and then rises, is smallest between ``low`` and ``high``."""
     a, b = high - _GOLDEN * (high - low), low + _GOLDEN * (high - low)
     at_a, at_b = f(a), f(b)
-    while high - low > 1e-6:
+    while high - low > 1e-5:
         if at_a <= at_b:
             high, b, at_b = b, a, at_a
             a = high - _GOLDEN * (high - low)
