@@ -117,6 +117,7 @@ def ensemble(
     from soundmark import inner_answers, render
     from soundmark.config import DecisionConfig
 
+    ensembles.refuse_existing(out, overwrite=overwrite)  # before the minutes that it takes
     models = [ensembles.load_model(path) for path in members]
     given: dict[str, Any] = {}
     if inner:

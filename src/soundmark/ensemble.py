@@ -249,13 +249,7 @@ def write(
         BundleError: members with other labels, or a member that changed meanwhile.
         StorageError: it exists and ``overwrite`` is False, or the disk refused.
     """
-    target = Path(os.path.abspath(Path(directory).expanduser()))
-    if target.is_symlink() or (
-        target.is_dir() and not (target / MANIFEST).is_file() and any(target.iterdir())
-    ):
-        raise StorageError(
-            f"{target} is not an ensemble", wanted="a new directory, or an ensemble to replace"
-        )
+    target = refuse_existing(directory, overwrite=overwrite)
     logits = combine == "logits"
     weights = weights or [1.0 if logits else 1.0 / len(members)] * len(members)
     temperatures = temperatures or [1.0 if logits else member.decision.temperature for member in members]
@@ -279,6 +273,25 @@ def write(
 
     storage.write_folder(target, fill, overwrite=overwrite)
     return Ensemble.load(target)
+
+
+def refuse_existing(directory: str | os.PathLike[str], *, overwrite: bool) -> Path:
+    """Return the absolute path of a folder that an ensemble may be written to; ask before the work, too.
+
+    Raises:
+        StorageError: something else is there, or an ensemble and ``overwrite`` is False.
+    """
+    target = Path(os.path.abspath(Path(directory).expanduser()))
+    there = (target / MANIFEST).is_file()
+    if target.is_symlink() or target.is_file() or (not there and target.is_dir() and any(target.iterdir())):
+        raise StorageError(
+            f"{target} is not an ensemble", wanted="a new directory, or an ensemble to replace"
+        )
+    if there and not overwrite:
+        raise StorageError(
+            f"{target} exists", wanted="a new directory", cause="give --overwrite to replace it"
+        )
+    return target
 
 
 def _names(members: Sequence[Model]) -> list[str]:

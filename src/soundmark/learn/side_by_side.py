@@ -70,9 +70,11 @@ def side_by_side(
     Raises:
         ConfigError: a run whose trunk learnt, or that is not of two halves; runs of other clips; ``l2`` not above 0.
         TrainingError: see `export`.
+        StorageError: ``out`` exists or cannot be written.
     """
     if not l2 > 0:
         raise ConfigError(f"l2 is {l2:g}", wanted="a number above 0")
+    ensemble.refuse_existing(out, overwrite=overwrite)
     _refuse(runs)
     networks = [load_network(run) for run in runs]
     stores: list[FeatureStore] = []
