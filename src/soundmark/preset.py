@@ -15,6 +15,7 @@ from soundmark.checked import Config, Search, apply_override, from_dict
 from soundmark.config import (
     AugmentConfig,
     DecisionConfig,
+    EnsembleConfig,
     ExportConfig,
     FrontendConfig,
     NetworkConfig,
@@ -51,6 +52,7 @@ class Preset(Config, frozen=True, kw_only=True):
     augment: AugmentConfig = AugmentConfig()
     train: TrainConfig = TrainConfig()
     export: ExportConfig = ExportConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
     tune: dict[str, Search] = {}  # "section.field" -> where to look, beside `learn.search.DEFAULTS`
     provenance: Provenance = Provenance()
 
