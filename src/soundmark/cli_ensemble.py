@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from soundmark import cli_options
-from soundmark.config import ExportConfig, to_dict
+from soundmark.config import EnsembleConfig, ExportConfig, to_dict
 from soundmark.preset import load_preset
 
 if TYPE_CHECKING:
@@ -146,7 +146,14 @@ def ensemble(
 @click.argument("runs", nargs=-1, required=True, type=cli_options.path, metavar="RUN...")
 @click.option("--out", type=cli_options.path, metavar="DIR", required=True, help="Ensemble to write.")
 @click.option("--data", metavar="D", help="The data of the runs, where it has moved.")
-@click.option("--l2", type=float, metavar="X", help="Strength of the penalty on weights; default: 0.01.")
+@click.option(
+    "--l2",
+    type=float,
+    default=EnsembleConfig().l2,
+    show_default=True,
+    metavar="X",
+    help="Penalty on weights.",
+)
 @click.option(
     "--name", default="side-by-side", show_default=True, metavar="NAME", help="What results call it."
 )
@@ -156,7 +163,7 @@ def side_by_side(
     runs: tuple[Path, ...],
     out: Path,
     data: str | None,
-    l2: float | None,
+    l2: float,
     name: str,
     overwrite: bool,
     **fields: str | None,
@@ -179,7 +186,7 @@ def side_by_side(
             out,
             data=data,
             exports=exports,
-            l2=layers.L2 if l2 is None else l2,
+            l2=l2,
             name=name,
             overwrite=overwrite,
             on_clip=on_clip,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,17 @@ import synthetic
 from soundmark.config import EnsembleConfig, ExportConfig, NetworkConfig, to_toml
 from soundmark.dataset import Dataset
 from soundmark.ensemble import Ensemble, load_model
-from soundmark.errors import ConfigError
+from soundmark.errors import ConfigError, TrainingError
 from soundmark.learn import cv, fold_bundle
 from soundmark.learn.teach import members_of, pairs, plan
 from soundmark.learn.train import train
 from soundmark.preset import Preset, load_preset
+from soundmark.sources import open_dataset
 
 
 @pytest.fixture
 def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Preset:
-    """Return an ensemble of a network and of the same frozen one beside it; processes are this one."""
+    """Return an ensemble of a network and of the same one frozen; processes are this one."""
 
     def in_this_process(function: Any, calls: Any, *, jobs: int, on_wait: Any = None) -> list[Any]:
         results = [function(*call) for call in calls]
@@ -44,7 +46,7 @@ def teacher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Preset:
     files = [tmp_path / f"{one.name}.toml" for one in (made, frozen)]
     for file, one in zip(files, (made, frozen), strict=True):
         file.write_text(to_toml(one))
-    return Preset(name="both", ensemble=EnsembleConfig(members=(str(files[0]), f"{files[1]} + {files[1]}")))
+    return Preset(name="both", ensemble=EnsembleConfig(members=tuple(map(str, files))))
 
 
 def test_pairs_leave_folds_to_learn_from_and_cover_all() -> None:
@@ -73,31 +75,52 @@ def test_inner_trainings_are_shared_between_folds(teacher: Preset, dataset: Data
     assert (len(trainings), [home.name for home in inner[3]]) == (4, ["inner-1-2-5"])
 
 
-def test_a_fold_of_a_teacher_and_its_report(
-    teacher: Preset, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_command_trains_a_teacher_and_cross_validation_goes_on_from_there(
+    call: Callable[..., tuple[object, str, str]],
+    teacher: Preset,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    epochs: list[int] = []
-    out = tmp_path / "cv"
-    report = cv.cross_validate(teacher, dataset, out=out, folds=(2,), on_epoch=epochs.append)
-    assert sum(epochs) == cv.n_epochs(teacher, dataset, (2,)) == 2 * 4
-    made = load_model(out / "fold2" / "bundle")
+    dataset = open_dataset(data_root)
+    (tmp_path / "both.toml").write_text(to_toml(teacher))
+    args = (
+        "train",
+        tmp_path / "both.toml",
+        "--data",
+        dataset.root,
+        "--test-fold",
+        2,
+        "--out",
+        tmp_path / "t",
+    )
+    assert call(*args, "--train-folds", "1,3")[0] == 2
+    status, out, _ = call(*args, "--export", tmp_path / "e")
+    assert (status, "2 members" in out) == (0, True)
+    made = load_model(tmp_path / "e")
     assert isinstance(made, Ensemble)
-    assert [member.name for member in made.manifest.members] == ["learns", "frozen-beside-frozen"]
+    assert [member.name for member in made.manifest.members] == ["learns", "frozen"]
+    assert sum(member.weight for member in made.manifest.members) == pytest.approx(1, abs=1e-3)
     record = made.manifest.provenance["weights"]
     assert (record["train_folds"], record["test_fold"], record["clips"]) == ([1], 2, 20)
-    assert sum(member.weight for member in made.manifest.members) == pytest.approx(1, abs=1e-3)
-    assert report.provenance["model_digest"] != made.digest  # of one fold: the digest of its digest
+    assert [model.training["train_folds"] for model in made.models] == [[1, 3, 4, 5]] * 2
+
+    cross = tmp_path / "cv"
+    for name in ("learns", "frozen"):
+        shutil.copytree(tmp_path / "t" / name, cross / "fold2" / name)
+    shutil.copytree(tmp_path / "t" / "inner-3-4-5", cross / "inner-3-4-5")
+    monkeypatch.setattr(fold_bundle, "train", lambda *a, **k: pytest.fail("it was trained again"))
+    epochs: list[int] = []
+    report = cv.cross_validate(teacher, dataset, out=cross, folds=(2,), on_epoch=epochs.append)
+    assert sum(epochs) == cv.n_epochs(teacher, dataset, (2,)) == 2 * 4
     assert report.provenance["members"][0]["model_digest"] == made.digest
     assert report.stamps == ()
-    assert json.loads((out / "report.json").read_text())["figures"] == report.figures
-
-    monkeypatch.setattr(fold_bundle, "train", lambda *a, **k: pytest.fail("it was trained again"))
-    (out / "fold2" / "bundle" / "ensemble.json").write_text("{}")
-    again = cv.cross_validate(teacher, dataset, out=out, folds=(2,))
-    assert again.figures == report.figures
-    other = with_fields(teacher, ensemble=EnsembleConfig(members=teacher.ensemble.members, l2=0.1))
-    with pytest.raises(Exception, match="l2"):
-        cv.cross_validate(other, dataset, out=out, folds=(2,))
+    assert json.loads((cross / "report.json").read_text())["figures"] == report.figures
+    (cross / "fold2" / "bundle" / "ensemble.json").write_text("{}")  # a damaged one is made again
+    assert cv.cross_validate(teacher, dataset, out=cross, folds=(2,)).figures == report.figures
+    other = with_fields(teacher, ensemble=EnsembleConfig(members=teacher.ensemble.members[:1]))
+    with pytest.raises(TrainingError, match="members"):
+        cv.cross_validate(other, dataset, out=cross, folds=(2,))
 
 
 def test_what_is_no_teacher_is_said(teacher: Preset, dataset: Dataset, tmp_path: Path) -> None:
@@ -112,22 +135,22 @@ def test_what_is_no_teacher_is_said(teacher: Preset, dataset: Dataset, tmp_path:
         members_of(with_fields(teacher, ensemble=EnsembleConfig(members=("nobody",))))
 
 
-def test_the_command_line_smokes_and_trains_a_teacher(
+def test_frozen_members_stand_side_by_side_and_smoke_goes_the_whole_road(
     call: Callable[..., tuple[object, str, str]], teacher: Preset, data_root: Path, tmp_path: Path
 ) -> None:
-    (tmp_path / "both.toml").write_text(to_toml(teacher))
-    status, out, err = call("train", tmp_path / "both.toml", "--data", data_root, "--smoke")
-    assert (status, "2 members" in out, err.count("internal")) == (0, True, 0)
-    args = ("train", tmp_path / "both.toml", "--data", data_root, "--test-fold", 5, "--out", tmp_path / "t")
-    status, out, _ = call(*args, "--export", tmp_path / "e")
-    assert (status, "2 members" in out) == (0, True)
-    assert load_model(tmp_path / "e").trainings[-1]["test_fold"] == 5
-    assert (tmp_path / "t" / "inner-2-3-4" / "learns" / "bundle").is_dir()
-    assert call(*args, "--train-folds", "1,2")[0] == 2
-    assert (
-        call("tune", tmp_path / "both.toml", "--data", data_root, "--out", tmp_path / "u", "--trials", 1)[0]
-        == 2
-    )
+    frozen = teacher.ensemble.members[1]
+    beside = with_fields(teacher, ensemble=EnsembleConfig(members=(f"{frozen} + {frozen}",)))
+    (tmp_path / "beside.toml").write_text(to_toml(beside))
+    home = tmp_path / "home"
+    args = (tmp_path / "beside.toml", "--data", data_root, "--out", home)
+    status, out, _ = call("train", *args, "--smoke")
+    assert (status, "1 members" in out) == (0, True)
+    made = load_model(home / "ensemble")
+    assert isinstance(made, Ensemble)
+    (inside,) = made.models
+    assert isinstance(inside, Ensemble)
+    assert (inside.name, inside.manifest.combine) == ("frozen-beside-frozen", "logits")
+    assert call("tune", *args, "--trials", 1)[0] == 2
 
 
 def test_the_shipped_teacher_has_members_and_fits_on_a_page() -> None:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from soundmark import ensemble
 from soundmark.classifier import Classifier
-from soundmark.config import ExportConfig
+from soundmark.config import EnsembleConfig, ExportConfig
 from soundmark.dataset import Dataset
 from soundmark.ensemble import Ensemble
 from soundmark.errors import ConfigError, TrainingError
@@ -28,7 +28,7 @@ from soundmark.learn.features import FeatureStore, extract
 from soundmark.learn.finished import load_network, training_set
 from soundmark.learn.run_folder import Run
 
-L2 = 0.01
+L2 = EnsembleConfig().l2
 """Strength of the penalty: the loss is the mean cross-entropy plus ``L2 / 2`` times the sum of squared weights."""
 BATCH = 32
 _SHARED = ("data_digest", "train_folds", "test_fold", "labels", "split")
