@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from soundmark import __version__, audio, bundle
 from soundmark.bundle import Bundle, Golden, Manifest
-from soundmark.config import AudioLimits, FrontendConfig, WindowConfig, to_dict
-from soundmark.errors import AudioError, BundleError, SoundmarkError
+from soundmark.config import AudioLimits, DecisionConfig, FrontendConfig, WindowConfig, to_dict
+from soundmark.errors import AudioError, BundleError
 from soundmark.frontend import FRONTEND_VERSION, Frontend, fingerprint
+from soundmark.model import rows
 from soundmark.postprocess import Failure, Prediction, decide, softmax, source_name
 from soundmark.runtime import Runtime
 from soundmark.scan import Found
@@ -27,8 +30,7 @@ LOGIT_TOLERANCE = 0.5
 """Largest accepted difference of the golden logits, as a share of their spread (int8 differs between CPUs)."""
 
 Array = npt.NDArray[np.float32]
-
-_log = logging.getLogger(__name__)
+_LIMITS = AudioLimits()
 
 
 class Classifier:
@@ -93,6 +95,32 @@ class Classifier:
     def bundle(self) -> Bundle:
         """The bundle behind this classifier."""
         return self._bundle
+
+    @property
+    def path(self) -> Path:
+        """Directory of the bundle."""
+        return self._bundle.path
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the model in bytes."""
+        return len(self._bundle.model)
+
+    @property
+    def decision(self) -> DecisionConfig:
+        """How logits become an answer."""
+        return self._bundle.manifest.decision
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What it was trained on, as its bundle says."""
+        return self._bundle.manifest.provenance.get("training", {})
+
+    @property
+    def trainings(self) -> tuple[dict[str, Any], ...]:
+        """See `Model`: the training, and what the temperature was fitted on."""
+        fitted = self._bundle.manifest.provenance.get("calibration")
+        return (self.training, fitted) if fitted else (self.training,)
 
     @property
     def sample_rate(self) -> int:
@@ -202,29 +230,14 @@ class Classifier:
         strict: bool = False,
         array_rate: int | None = None,
     ) -> Iterator[Prediction | Failure]:
-        """Yield one row per source (also from `scan`), lazily and in order; an `AudioError` is a `Failure` row.
-
-        A fault of Soundmark itself is a row with the code ``internal``, and is logged with its traceback.
+        """Yield one row per source (also from `scan`), lazily and in order; see `model.rows`.
 
         Raises:
             BundleError: the model failed; no further row would be better.
             ConfigError: the arguments are wrong for every row.
         """
-        for source in sources:
-            if isinstance(source, Found):
-                if source.error is not None:
-                    yield Failure.of(source_name(source.path), source.error)
-                    continue
-                source = source.path
-            try:
-                yield self.classify(source, top_k=top_k, limits=limits, strict=strict, array_rate=array_rate)
-            except AudioError as error:
-                yield Failure.of(source_name(source), error)
-            except SoundmarkError:
-                raise
-            except Exception as error:
-                _log.exception("a fault of Soundmark at %r; please report it", source_name(source))
-                yield Failure(source_name(source), "internal", f"{type(error).__name__}: {error}")
+        one = partial(self.classify, top_k=top_k, limits=limits, strict=strict, array_rate=array_rate)
+        return rows(one, sources)
 
     def features(
         self,
@@ -274,9 +287,6 @@ class Classifier:
             ) from None
 
 
-_LIMITS = AudioLimits()
-
-
 def golden(frontend: FrontendConfig, window: WindowConfig, model: bytes, *, n_labels: int) -> Golden:
     """Return the golden values of a model, for its `Manifest`; called once, by export.
 
@@ -287,9 +297,8 @@ def golden(frontend: FrontendConfig, window: WindowConfig, model: bytes, *, n_la
     signal = bundle.golden_signal(frontend.sample_rate, round(window.window_s * frontend.sample_rate))
     features = stage(signal)
     runtime = Runtime(model, input_shape=stage.shape(signal.size), n_labels=n_labels, name="exported model")
-    flat = features.ravel()
     return Golden(
-        features=tuple(flat[bundle.golden_indices(flat.size)].tolist()),
+        features=tuple(features.ravel()[bundle.golden_indices(features.size)].tolist()),
         logits=tuple(runtime.logits(features[None])[0].tolist()),
     )
 
@@ -298,10 +307,9 @@ def _check_fingerprint(manifest: Manifest) -> None:
     here = fingerprint(manifest.frontend)
     if here != manifest.frontend_fingerprint:
         raise BundleError(
-            f"{manifest.name}: front end {manifest.frontend_fingerprint[:12]} in the bundle "
-            f"(by {manifest.created_by}), "
-            f"{here[:12]} here (soundmark {__version__}, front end version {FRONTEND_VERSION}), "
-            f"for the parameters {to_dict(manifest.frontend)}",
+            f"{manifest.name}: front end {manifest.frontend_fingerprint[:12]} in the bundle (by "
+            f"{manifest.created_by}), {here[:12]} here (soundmark {__version__}, front end version "
+            f"{FRONTEND_VERSION}), for the parameters {to_dict(manifest.frontend)}",
             wanted="the front end that the model was trained with",
             cause="the parameters were changed after training, or the code computes other features: export again",
             code="frontend_mismatch",

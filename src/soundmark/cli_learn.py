@@ -12,6 +12,7 @@ from soundmark.preset import Preset, load_preset
 
 if TYPE_CHECKING:
     from soundmark.dataset import Dataset
+    from soundmark.splits import Split
 
 
 @click.command(short_help="Train a preset on every fold but one.")
@@ -95,6 +96,11 @@ def train(
         dataset.in_folds([test_fold])  # or it says which there are
     for text in (*dataset.stamps, *dataset.warnings, *(split.warnings if split else ())):
         render.print_note(text, aside=True)
+    if merged.ensemble.members:
+        if weights or chosen:
+            raise click.UsageError("--weights and --train-folds are for one network", context)
+        _ensemble(merged, dataset, test_fold or 0, out, bundle_dir, split, smoke)
+        return
     if smoke or out is None:
         _smoke(merged, dataset, test_fold or 0, out, weights)
         return
@@ -144,6 +150,46 @@ def _smoke(preset: Preset, dataset: Dataset, test_fold: int, out: Path | None, w
         )
     for line in seen.lines():
         render.print_note(line)
+
+
+def _ensemble(
+    preset: Preset,
+    dataset: Dataset,
+    test_fold: int,
+    out: Path | None,
+    target: Path | None,
+    split: Split | None,
+    smoke: bool,
+) -> None:
+    import tempfile
+
+    from soundmark import render
+    from soundmark.learn.cv import n_epochs, train_ensemble
+    from soundmark.learn.teach import smoke as run_smoke
+
+    def on_note(text: str) -> None:
+        render.print_note(text, aside=True)
+
+    if smoke or out is None:
+        with tempfile.TemporaryDirectory(prefix="soundmark-smoke-") as scratch:
+            for line in run_smoke(
+                preset, dataset, test_fold=test_fold, out=out or Path(scratch), on_note=on_note
+            ):
+                render.print_note(line)
+        return
+    target = target or out / "ensemble"
+    with render.clip_progress("epochs", n_epochs(preset, dataset, (test_fold,))) as on_epoch:
+        made = train_ensemble(
+            preset,
+            dataset,
+            test_fold=test_fold,
+            out=out,
+            target=target,
+            split=split,
+            on_epoch=on_epoch,
+            on_note=on_note,
+        )
+    render.print_note(f"wrote {made.path}: {len(made.models)} members, {made.n_bytes:,} bytes")
 
 
 @click.command(short_help="Turn a finished run into a bundle.")
@@ -207,11 +253,9 @@ def evaluate(
         return _evaluate_cv(cv, dataset, split_file, chosen or (), threads, out, as_json)
     from soundmark import evaluate as evaluation
     from soundmark import render
-    from soundmark.classifier import Classifier
+    from soundmark.ensemble import load_model
 
-    classifiers = [
-        Classifier.load(name, threads=threads) for name in ([model, against] if against else [model])
-    ]
+    classifiers = [load_model(name, threads=threads) for name in ([model, against] if against else [model])]
     if split_file or dataset.has_folds or chosen or any(map(evaluation.split_of, classifiers)):
         from soundmark.splits import folded
 

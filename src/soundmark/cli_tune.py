@@ -71,11 +71,10 @@ def cv(
     chosen = cli_options.folds(folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
-    from soundmark.learn.cv import cross_validate
+    from soundmark.learn.cv import cross_validate, n_epochs
 
     dataset, split = _folded(data, split_file, lenient)
-    n_folds = len(chosen or dataset.folds)
-    with render.clip_progress("epochs", n_folds * merged.train.epochs) as on_epoch:
+    with render.clip_progress("epochs", n_epochs(merged, dataset, chosen)) as on_epoch:
         report = cross_validate(
             merged,
             dataset,
@@ -146,6 +145,8 @@ def tune(
     The same command goes on where it was ended; started again elsewhere meanwhile, it works on the same study.
     """
     merged = load_preset(preset, overrides)
+    if merged.ensemble.members:
+        raise errors.ConfigError(f"{merged.name} is an ensemble", wanted="one of its members")
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
     from soundmark.learn.tune import tune as run_tuning
