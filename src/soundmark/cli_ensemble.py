@@ -158,7 +158,7 @@ def ensemble(
     "--name", default="side-by-side", show_default=True, metavar="NAME", help="What results call it."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an ensemble that is there.")
-@cli_options.config_options(ExportConfig)
+@cli_options.config_options(ExportConfig, but=frozenset({"float_last"}))
 def side_by_side(
     runs: tuple[Path, ...],
     out: Path,

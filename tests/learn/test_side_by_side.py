@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import onnx
 import pytest
 import torch
 from msgspec.structs import replace as with_fields
@@ -122,6 +123,13 @@ def test_the_command_writes_int8_members(
     assert isinstance(made, Ensemble)
     kinds = [model.manifest.provenance["export"]["arithmetic"] for model in made.models]  # type: ignore[attr-defined]
     assert (made.name, kinds) == ("alone", ["int8"])
+    (whole,) = made.models
+    kept = onnx.load_from_string(whole.bundle.model).graph  # type: ignore[attr-defined]
+    (gemm,) = [node for node in kept.node if node.op_type == "Gemm"]
+    assert "QuantizeLinear" in {node.op_type for node in kept.node}
+    assert gemm.input[1] in {
+        tensor.name for tensor in kept.initializer if tensor.data_type == onnx.TensorProto.FLOAT
+    }
     assert call(*args)[0] == 4  # it is there
     assert call(*args, "--overwrite", "--l2", 0)[0] == 2
 

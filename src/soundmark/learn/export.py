@@ -184,6 +184,7 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
         )
     graph = onnx.load(fp32).graph
     convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
+    linear = [node.name for node in graph.node if node.op_type == "Gemm"]
     methods = {
         "minmax": ortq.CalibrationMethod.MinMax,
         "percentile": ortq.CalibrationMethod.Percentile,
@@ -200,7 +201,8 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
             activation_type=ortq.QuantType.QUInt8,
             weight_type=ortq.QuantType.QInt8,
             op_types_to_quantize=["Conv", "Add", "MaxPool", "Gemm"],
-            nodes_to_exclude=convolutions[:1] if config.float_first else [],
+            nodes_to_exclude=convolutions[: config.float_first]
+            + linear[-1 if config.float_last else len(linear) :],
             calibrate_method=methods[config.calibration],
         )
     return target.read_bytes()

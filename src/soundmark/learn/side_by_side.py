@@ -1,7 +1,8 @@
 """One linear layer over the embeddings of several frozen runs, as an ensemble whose members' logits are added up.
 
 The layer is multinomial logistic regression on standardised embeddings of the training clips. It is convex, so there is
-one answer, and nothing is drawn. Each member gets the columns of its own embedding, standardisation folded in.
+one answer, and nothing is drawn. Each member gets the columns of its own embedding, standardisation folded in; that
+makes weights of very different sizes, so the layer stays in float where the rest of a member is int8.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import torch
+from msgspec.structs import replace
 from torch import Tensor, nn
 
 from soundmark import ensemble
@@ -101,7 +103,7 @@ def side_by_side(
         ):
             _set_head(network, layer)
             head = {"side_by_side": beside, "l2": l2, "clips": len(clips)}
-            config = exports[index] if exports else run.preset.export
+            config = replace(exports[index] if exports else run.preset.export, float_last=True)
             part = Run(run.path, run.preset, {**run.info, "head": head})
             written, _ = write_bundle(part, network, store, Path(scratch) / str(index), config)
             members.append(Classifier(written))
