@@ -10,6 +10,13 @@ from importlib.util import find_spec
 
 from soundmark.errors import MissingExtraError
 
-for _module in ("fastapi", "uvicorn", "python_multipart", "prometheus_client", "fastapi_offline"):
+for _module in (
+    "fastapi",
+    "uvicorn",
+    "httptools",
+    "python_multipart",
+    "prometheus_client",
+    "fastapi_offline",
+):
     if find_spec(_module) is None:
         raise MissingExtraError.of("serve", _module)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
@@ -18,16 +18,15 @@ from soundmark.server.metrics import CONTENT_TYPE, Metrics
 from soundmark.server.pool import Pool
 from soundmark.server.problems import INTERNAL, MEDIA_TYPE, Problem
 from soundmark.server.process import COMMAND
+from soundmark.server.protocol import Entrance, refusal
 from soundmark.server.receiving import ENVELOPE_BYTES, ClientGone, Receiver
 
 JSON = frozenset({"application/json"})
 FORMS = frozenset({"multipart/form-data", "application/json"})
-UPLOADS_PER_PLACE = 2
-"""Uploads that may wait or be received for each place in the queue: some of them are refused for what they are."""
 RAW = frozenset({"application/octet-stream"})
 
 
-class Service:
+class Service(Entrance):
     """One service: its workers, its counters, and the ASGI app in front of them.
 
     Args:
@@ -55,21 +54,33 @@ class Service:
         self.metrics.watch("upload_bytes", "Bytes of uploads under way", lambda: self.receiver.held)
         given = {name.lower() for name in self.config.allow_hosts}
         hosts = frozenset() if token is not None and not given else LOOPBACK | given
-        self.app = Gate(self._routes(), metrics=self.metrics, hosts=hosts, token=token)
+        self._entering = 0
+        self._uploads = {
+            "/v1/classify": self._classify,
+            "/v1/classify/batch": self._batch,
+            "/inference": self._inference,
+        }
+        self.app = Gate(self._routes(), self._uploads, metrics=self.metrics, hosts=hosts, token=token)
 
-    def shed(self) -> bytes | None:
+    def refuse(self) -> bytes | None:
         """Return the answer to one more upload, whatever it is, where there is no place for it; None where there is.
 
         It costs next to nothing, so that health is answered also while a thousand uploads arrive at once.
         """
-        if len(self.pool.jobs) + self.receiver.fresh() < UPLOADS_PER_PLACE * self.config.queue:
+        under_way = len(self.pool.jobs) + self.receiver.fresh() + self._entering
+        if under_way < self.config.queue:
             return None
         problem = self.pool.overloaded()
-        self.metrics.requests.labels("shed", "POST", "503").inc()
-        text = problem.body("")
-        head = f"HTTP/1.1 503 Service Unavailable\r\ncontent-type: {MEDIA_TYPE}\r\ncontent-length: {len(text)}\r\n"
-        wait = problem.headers["Retry-After"]
-        return f"{head}retry-after: {wait}\r\nconnection: close\r\n\r\n".encode() + text
+        self.metrics.count_shed()
+        return refusal(problem.code, problem.detail, problem.headers["Retry-After"])
+
+    def enter(self) -> Callable[[], None]:
+        """Count an upload until the receiver counts it."""
+        self._entering += 1
+        return self._entered
+
+    def _entered(self) -> None:
+        self._entering -= 1
 
     @contextlib.asynccontextmanager
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:
@@ -98,11 +109,12 @@ class Service:
             },
         }
         most = self.config.max_batch
-        for path, handler, model, extra in (
-            ("/v1/classify", self._classify, schemas.Answer, openapi.classify()),
-            ("/v1/classify/batch", self._batch, schemas.BatchAnswer, openapi.batch(most)),
-            ("/inference", self._inference, schemas.OldAnswer, openapi.inference()),
+        for path, model, extra in (  # for the documentation; the gate asks `_uploads`
+            ("/v1/classify", schemas.Answer, openapi.classify()),
+            ("/v1/classify/batch", schemas.BatchAnswer, openapi.batch(most)),
+            ("/inference", schemas.OldAnswer, openapi.inference()),
         ):
+            handler = self._uploads[path]
             api.add_api_route(path, handler, response_model=model, openapi_extra=extra, **post)
         get: dict[str, Any] = {"methods": ["GET"], "responses": openapi.problems(401, 503)}
         api.add_api_route("/v1/model", self._model, response_model=schemas.ModelInfo, **get)
@@ -182,16 +194,17 @@ class Service:
         header = {
             "route": route,
             "content_type": content_type,
-            "query": request.url.query,
+            "query": request.scope["query_string"].decode("latin-1"),
             "request_id": request.state.request_id,
         }
-        left = asyncio.ensure_future(
-            request.receive()
-        )  # the body is whole: this is the end of the connection
+        known = request.scope.get("extensions", {}).get("soundmark.gone")
+        if known is not None:
+            return self._respond(request, await self.pool.ask(header, body, gone=known["future"]))
+        gone = asyncio.ensure_future(_disconnect(request))  # another server than ours
         try:
-            return self._respond(request, await self.pool.ask(header, body, left=left))
+            return self._respond(request, await self.pool.ask(header, body, gone=gone))
         finally:
-            left.cancel()
+            gone.cancel()
 
     def _respond(self, request: Request, answer: Answer) -> Response:
         fields = request.state.fields
@@ -206,6 +219,11 @@ class Service:
             headers["Retry-After"] = "1"
         media_type = "application/json" if answer.status == 200 else MEDIA_TYPE
         return Response(answer.body, answer.status, headers, media_type)
+
+
+async def _disconnect(request: Request) -> None:
+    """Return when the client has left; the body is whole, so nothing else can come."""
+    await request.receive()
 
 
 def _as_response(request: Request, problem: Problem) -> Response:

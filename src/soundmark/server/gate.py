@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hmac
 import logging
+import os
 import re
 import time
-import uuid
-from collections.abc import MutableMapping
-from typing import Any
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
+from typing import Any, TypeAlias
 
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from soundmark.server import logs
 from soundmark.server.metrics import Metrics
 from soundmark.server.problems import INTERNAL, MEDIA_TYPE, Problem
 from soundmark.server.receiving import ClientGone
 
+Handler: TypeAlias = Callable[[Request], Awaitable[Response]]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "[::1]"})
 OPEN = ("/health/", "/docs", "/openapi.json")
 """Paths that need no token: they hold no data and cost nothing."""
@@ -40,13 +44,22 @@ class Gate:
 
     Args:
         app: what is behind it.
+        uploads: handlers of POST requests by path that do not need a router, which costs as much as they do.
         metrics: what to count in.
         hosts: names allowed in Host; empty for any.
         token: bearer token; None for no token.
     """
 
-    def __init__(self, app: ASGIApp, *, metrics: Metrics, hosts: frozenset[str], token: str | None) -> None:
-        self.app, self.metrics, self.hosts, self.token = app, metrics, hosts, token
+    def __init__(
+        self,
+        app: ASGIApp,
+        uploads: Mapping[str, Handler],
+        *,
+        metrics: Metrics,
+        hosts: frozenset[str],
+        token: str | None,
+    ) -> None:
+        self.app, self.uploads, self.metrics, self.hosts, self.token = app, uploads, metrics, hosts, token
         self.draining = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -56,7 +69,7 @@ class Gate:
             return
         headers = _Headers(scope["headers"])
         wanted = headers.get(b"x-request-id")
-        request_id = wanted if wanted and _ID.fullmatch(wanted) else uuid.uuid4().hex
+        request_id = wanted if wanted and _ID.fullmatch(wanted) else os.urandom(16).hex()
         scope["state"] = {**scope.get("state", {}), "request_id": request_id, "fields": {}}
         started, status = time.perf_counter(), 0
 
@@ -77,7 +90,12 @@ class Gate:
         try:
             try:
                 self._admit(scope, headers)
-                await self.app(scope, receive, send_on)
+                handler = self.uploads.get(scope["path"]) if scope["method"] == "POST" else None
+                if handler is None:
+                    await self.app(scope, receive, send_on)
+                else:
+                    response = await handler(Request(scope, receive))
+                    await response(scope, receive, send_on)
             except Problem as problem:
                 await self._answer(problem, request_id, send_on, scope)
         except ClientGone:
@@ -135,7 +153,8 @@ class Gate:
             )
 
     def _note(self, scope: Scope, status: int, request_id: str, seconds: float) -> None:
-        route = getattr(scope.get("route"), "path", "other")
+        path = scope["path"]
+        route = path if path in self.uploads else getattr(scope.get("route"), "path", "other")
         fields = scope["state"]["fields"]
         if fields.get("gone") or not status:
             self.metrics.gone.inc()
@@ -145,15 +164,16 @@ class Gate:
             self.metrics.errors.labels(fields["code"]).inc()
         if route.startswith(("/health", "/metrics")) and status == 200:
             return
-        extra = {
-            "request_id": request_id,
-            "method": scope["method"],
-            "route": route,
-            "status": status,
-            "ms": round(1e3 * seconds, 2),
-            **fields,
-        }
-        _log.info("request", extra=extra)
+        logs.request(
+            {
+                "request_id": request_id,
+                "method": scope["method"],
+                "route": route,
+                "status": status,
+                "ms": round(1e3 * seconds, 2),
+                **fields,
+            }
+        )
 
 
 class _Headers:

@@ -69,6 +69,10 @@ class Metrics:
         """Add a gauge that is read when somebody asks."""
         Gauge(f"soundmark_{name}", what, registry=self.registry).set_function(value)
 
+    def count_shed(self) -> None:
+        """Count an upload that was refused unseen."""
+        self.requests.labels("shed", "POST", "503").inc()
+
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answer; ``route`` is a template, never what the client wrote."""
         self.requests.labels(route, method if method in METHODS else "other", str(status)).inc()

@@ -130,7 +130,7 @@ class Pool:
         body: Sequence[Chunk],
         *,
         first: bool = False,
-        left: asyncio.Task[Any] | None = None,
+        gone: asyncio.Future[None] | None = None,
     ) -> Answer:
         """Return the answer of a worker; a caller that is cancelled takes the request back if it still waits.
 
@@ -138,7 +138,7 @@ class Pool:
             header: route, content type, query, request id.
             body: the body in pieces.
             first: before all others, with the time of a golden clip.
-            left: done when the client has left.
+            gone: done when the client has left.
 
         Raises:
             Problem: ``overloaded`` where the queue is full, ``model_not_ready`` while ending.
@@ -153,20 +153,26 @@ class Pool:
         job = Job({**header, "done": 0, "give_up": False}, body, answer, limit_s)
         (self.jobs.appendleft if first else self.jobs.append)(job)
         self._wake()
-        if left is not None:
-            left.add_done_callback(lambda _: answer.cancel())
+
+        def give_up(_: object) -> None:
+            answer.cancel()
+
+        if gone is not None:
+            gone.add_done_callback(give_up)
         try:
             async with asyncio.timeout(GOLDEN_S if first else self.config.answer_s):
                 return await answer
         except TimeoutError:
             raise self.overloaded() from None
         except asyncio.CancelledError:
-            if left is not None and left.done():
+            if gone is not None and gone.done():
                 raise ClientGone from None
             raise
         finally:
+            if gone is not None:
+                gone.remove_done_callback(give_up)
             answer.cancel()
-            with contextlib.suppress(ValueError):
+            if job in self.jobs:  # asked first: the error of `remove` would print the job
                 self.jobs.remove(job)
 
     async def ready(self) -> bool:
@@ -249,7 +255,7 @@ class Pool:
         began = time.monotonic()
         try:
             async with asyncio.timeout(job.limit_s) as clock:
-                await worker.send(job.header, job.body)
+                worker.send(job.header, job.body)
                 await self._collect(worker, job, clock)
         except TimeoutError:
             stopped = worker.stopped
@@ -261,7 +267,7 @@ class Pool:
             else:
                 self._lost(job, "decode_timeout", "took too long to decode and classify")
             return False
-        except (OSError, asyncio.IncompleteReadError):
+        except OSError:
             status = await worker.end()
             _log.warning("worker died", extra={"pid": worker.pid, "status": status})
             if status in FROM_OUTSIDE and not self._stopping and job.tries < MAX_TRIES:

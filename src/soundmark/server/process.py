@@ -20,7 +20,6 @@ from soundmark.server import frames
 COMMAND = (sys.executable, "-m", "soundmark.server.worker")
 START_S = 60.0
 """A model that is not loaded and verified by then is refused."""
-CHUNK_BYTES = 1 << 20
 PIECES_AT_ONCE = 512
 Chunk: TypeAlias = bytes | bytearray
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
@@ -33,12 +32,11 @@ class WorkerProcess:
     def __init__(
         self,
         process: asyncio.subprocess.Process,
-        reader: asyncio.StreamReader,
-        writer: asyncio.StreamWriter,
+        link: frames.Link,
         mailbox: int,
         info: dict[str, Any],
     ) -> None:
-        self._process, self._reader, self._writer, self._mailbox = process, reader, writer, mailbox
+        self._process, self._link, self._mailbox = process, link, mailbox
         self.info = info
         self.gone = asyncio.create_task(process.wait())
 
@@ -71,25 +69,25 @@ class WorkerProcess:
             raise BundleError(
                 f"no worker process can be started: {error.strerror}", code="no_worker"
             ) from None
-        reader, writer = await asyncio.open_connection(sock=ours, limit=CHUNK_BYTES)
+        _, link = await asyncio.get_running_loop().create_connection(frames.Link, sock=ours)
         try:
-            writer.write(frames.pack({"model": model, "config": to_dict(config)}, 0))
+            link.send({"model": model, "config": to_dict(config)})
             async with asyncio.timeout(START_S):
-                header, _ = await frames.receive(reader)
-        except (TimeoutError, OSError, asyncio.IncompleteReadError):
+                header, _ = await link.receive()
+        except (TimeoutError, OSError):
             header = {"kind": "refused", "saw": "the worker process did not start", "code": "no_worker"}
         except BaseException:
-            await _end(process, writer, mailbox)
+            await _end(process, link, mailbox)
             raise
         if header["kind"] != "ready":
-            await _end(process, writer, mailbox)
+            await _end(process, link, mailbox)
             raise BundleError(
                 header.get("saw", header.get("trace", "")) or "the model cannot be loaded",
                 wanted=header.get("wanted", ""),
                 cause=header.get("cause", ""),
                 code=header["code"],
             )
-        return cls(process, reader, writer, mailbox, header["info"])
+        return cls(process, link, mailbox, header["info"])
 
     @property
     def pid(self) -> int:
@@ -110,8 +108,8 @@ class WorkerProcess:
         except OSError:
             return False
 
-    async def send(self, header: dict[str, Any], body: Sequence[Chunk]) -> None:
-        """Send a request, its body in the mailbox; `OSError` where the worker is gone."""
+    def send(self, header: dict[str, Any], body: Sequence[Chunk]) -> None:
+        """Send a request, its body in the mailbox; `OSError` where that has no room."""
         size = 0
         for first in range(0, len(body), PIECES_AT_ONCE):
             pieces = body[first : first + PIECES_AT_ONCE]
@@ -119,12 +117,11 @@ class WorkerProcess:
             if written != wanted:  # out of memory, or beyond what one call writes
                 raise OSError(f"{written} of {wanted} bytes written")
             size += written
-        self._writer.write(frames.pack({**header, "size": size}, 0))
-        await self._writer.drain()
+        self._link.send({**header, "size": size})
 
-    async def receive(self) -> tuple[dict[str, Any], bytes]:
-        """Return the next message; `asyncio.IncompleteReadError` or `OSError` where the worker is gone."""
-        return await frames.receive(self._reader)
+    async def receive(self) -> frames.Message:
+        """Return the next message; `OSError` where the worker is gone."""
+        return await self._link.receive()
 
     def kill(self) -> None:
         """End the process at once."""
@@ -132,7 +129,7 @@ class WorkerProcess:
 
     async def end(self) -> int:
         """End the process, wait for it, and return its status, negative for a signal."""
-        await _end(self._process, self._writer, self._mailbox)
+        await _end(self._process, self._link, self._mailbox)
         self._mailbox = -1
         return await self.gone
 
@@ -151,12 +148,11 @@ def _kill(process: asyncio.subprocess.Process) -> None:
         os.kill(process.pid, signal.SIGKILL)
 
 
-async def _end(process: asyncio.subprocess.Process, writer: asyncio.StreamWriter, mailbox: int) -> None:
-    writer.close()  # a worker ends when its link does
+async def _end(process: asyncio.subprocess.Process, link: frames.Link, mailbox: int) -> None:
+    link.close()  # a worker ends when its link does
     if mailbox >= 0:
         os.close(mailbox)
-    with contextlib.suppress(OSError):
-        await writer.wait_closed()
+    await link.closed()
     if process.returncode is None:
         _kill(process)
     await process.wait()

@@ -8,62 +8,90 @@ does it (``lingering_close``): shut down our side, throw away what still comes, 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, Literal
 
-import h11
-from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from soundmark.serve_config import ServeConfig
-from soundmark.server.problems import MEDIA_TYPE, body
+from soundmark.server.problems import MEDIA_TYPE, STATUS, body
 
 LINGER_S = 5.0
 LINGER_BYTES = 32 << 20
-LINGERING_AT_ONCE = 32
 MAX_HEADER_BYTES = 64 << 10
+PAUSE_BYTES = 1 << 18
+"""Of a body that nobody has taken yet: then the client has to wait. It is what one read gives at most."""
+HEAD = b"HTTP/1.1 "
 UPLOADS = (b"POST /v1/classify", b"POST /inference")
+PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
 
-# Reading of h11's states: IDLE until the headers are whole, SEND_BODY while a body comes.
+
+def refusal(code: str, detail: str, retry_after: str = "") -> bytes:
+    """Return a whole response for a connection that ends with it, made without looking at the request."""
+    text, status = body(code, detail, ""), STATUS[code]
+    wait = f"retry-after: {retry_after}\r\n" if retry_after else ""
+    head = (
+        f"HTTP/1.1 {status} {PHRASES[status]}\r\ncontent-type: {MEDIA_TYPE}\r\n"
+        f"content-length: {len(text)}\r\n{wait}connection: close\r\n\r\n"
+    )
+    return head.encode() + text
+
+
+class Entrance:
+    """Who may come in; the service has one, this one lets everybody in."""
+
+    def refuse(self) -> bytes | None:
+        """Return the answer to one more upload where there is no place for it; None where there is."""
+        return None
+
+    def enter(self) -> Callable[[], None]:
+        """Keep a place for an upload until the returned function is called: its body is counted elsewhere then."""
+        return lambda: None
 
 
 class _Transport:
-    """The transport as uvicorn sees it; `close` lingers where the peer may still be sending."""
+    """The transport as uvicorn sees it: one write per response, and `close` lingers where the peer may still send."""
 
     def __init__(self, transport: asyncio.Transport, protocol: Connection) -> None:
         self._transport, self._protocol = transport, protocol
+        self._held = b""
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Write; a head waits for the first bytes of its body, which follow without a turn of the event loop."""
+        if self._protocol.ending:
+            return
+        if not self._held and data.endswith(b"\r\n\r\n") and data.startswith(HEAD) and data[9:10] != b"1":
+            self._held = data
+            return
+        self._transport.write(self._held + data)
+        self._held = b""
 
     def is_closing(self) -> bool:
         return self._protocol.ending or self._transport.is_closing()
 
     def close(self) -> None:
+        self.flush()
         self._protocol.end(self._transport)
+
+    def flush(self) -> None:
+        """Write a head that has no body."""
+        if self._held and not self.is_closing():
+            self._transport.write(self._held)
+        self._held = b""
 
 
 class _Discard(asyncio.BufferedProtocol):
-    """Throws away what a peer still sends, through one buffer for all, of a few peers at a time: the others wait."""
+    """Throws away what a peer still sends, through one buffer for all."""
 
     buffer = bytearray(1 << 18)
-    now: ClassVar[set[_Discard]] = set()
-    later: ClassVar[deque[_Discard]] = deque()
 
     def __init__(self, connection: Connection, transport: asyncio.Transport) -> None:
         self._connection, self._transport = connection, transport
         self._left = LINGER_BYTES
-        self._timer: asyncio.TimerHandle | None = None
-        if len(self.now) < LINGERING_AT_ONCE:
-            self._begin()
-        else:
-            self.later.append(self)
-            transport.pause_reading()
-
-    def _begin(self) -> None:
-        self.now.add(self)
-        self._timer = asyncio.get_running_loop().call_later(LINGER_S, self._transport.abort)
-        self._transport.resume_reading()
+        self._timer = asyncio.get_running_loop().call_later(LINGER_S, transport.abort)
 
     def get_buffer(self, sizehint: int) -> bytearray:  # noqa: ARG002
         return self.buffer
@@ -83,100 +111,159 @@ class _Discard(asyncio.BufferedProtocol):
         self._connection.resume_writing()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self.now.discard(self)
-        if self in self.later:
-            self.later.remove(self)
-        elif self.later and len(self.now) < LINGERING_AT_ONCE:
-            self.later.popleft()._begin()
+        self._timer.cancel()
         self._connection.connection_lost(exc)
 
 
-class Connection(H11Protocol):
-    """One connection; `limits` says how long and how many, `shed` what to answer to one upload too many."""
+class Connection(HttpToolsProtocol):
+    """One connection; ``limits`` says how long, ``entrance`` whether one more upload has a place.
+
+    Args:
+        since: when it was accepted, on the loop's clock: its first headers must be there `limits.header_s` later.
+    """
 
     limits = ServeConfig()
-    shed: Callable[[], bytes | None] = staticmethod(lambda: None)
+    entrance = Entrance()
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    def __init__(self, *args: Any, since: float | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
         self.ending = False
+        self._since = since
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._end_timer: asyncio.TimerHandle | None = None
-        self._more_may_come = False
+        self._stage: Literal["first", "idle", "head", "body"] = "first"  # of the request that is being read
+        self._head_bytes = 0  # after the first piece
+        self._more_may_come = self._nonsense = False
+        self._leave: Callable[[], None] | None = None
+        self._gone: asyncio.Future[None] = self.loop.create_future()
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
-        """Start the deadline of the first headers; one connection too many is told so."""
+        """Start the deadline of the first headers."""
         super().connection_made(_Transport(transport, self))  # type: ignore[arg-type]
-        if len(self.connections) > self.limits.max_connections:
-            self._refuse("overloaded", "too many connections", (b"retry-after", b"1"))
-        else:
-            self._header_timer = self.loop.call_later(self.limits.header_s, self._late)
+        self._watch_headers()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Stop every clock."""
+        """Stop every clock, and tell those who work for this client."""
         for timer in (self._header_timer, self._write_timer, self._end_timer):
             if timer is not None:
                 timer.cancel()
+        self._give_place_back()
+        if not self._gone.done():
+            self._gone.set_result(None)
         self._unset_keepalive_if_required()
         super().connection_lost(exc)
+
+    def placed(self, leave: Callable[[], None] | None) -> None:
+        """Say that the first request has a place already, and what gives it back."""
+        self._leave = leave
+
+    @property
+    def _busy(self) -> bool:
+        """Whether a request waits for its answer."""
+        return self.cycle is not None and not self.cycle.response_complete
 
     def data_received(self, data: bytes) -> None:
         """Take bytes; the clock runs while headers are under way."""
         if self.ending:
             return
-        at_start = self.conn.their_state is h11.IDLE and not self.conn.trailing_data[0]
-        if at_start and data.startswith(UPLOADS) and (refusal := self.shed()) is not None:
-            self._unset_keepalive_if_required()
-            self._more_may_come = True
-            self.transport.write(refusal)
-            self.transport.close()
-        else:
-            super().data_received(data)
-            self._watch_headers()
+        before = self._stage
+        begins = before in ("first", "idle") and not self._busy
+        if begins and self._leave is None and data.startswith(UPLOADS):
+            refused = self.entrance.refuse()
+            if refused is not None:
+                self._unset_keepalive_if_required()
+                self._more_may_come = True
+                self.transport.write(refused)
+                self.transport.close()
+                return
+            self._leave = self.entrance.enter()
+        super().data_received(data)
+        if before == self._stage == "head" and not self.ending:
+            self._head_bytes += len(data)
+            if self._head_bytes > MAX_HEADER_BYTES:
+                self._refuse("bad_request", "headers without an end")
+        self._watch_headers()
+
+    def on_message_begin(self) -> None:
+        """Start a request."""
+        super().on_message_begin()
+        self._stage, self._head_bytes = "head", 0
+        self.scope["extensions"] = {"soundmark.gone": {"future": self._gone}}
+
+    def on_headers_complete(self) -> None:
+        """Hand the request to the app; the parser makes a 400 of what is raised here."""
+        if not self.url.startswith(b"/") or self.parser.get_http_version() not in ("1.0", "1.1"):
+            raise ValueError
+        self._stage = "body"
+        super().on_headers_complete()
+        if self._leave is not None:  # after the app's first step, which counts the body as one that comes
+            self.loop.call_soon(self._leave)
+            self._leave = None
+        if self.parser.should_upgrade():  # no such thing here; what follows would be of another protocol
+            self.cycle.keep_alive = False
+
+    def on_body(self, body: bytes) -> None:
+        """Keep a piece of a body until the app takes it."""
+        cycle = self.cycle
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > PAUSE_BYTES:
+            self.flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_message_complete(self) -> None:
+        """End a request's body."""
+        self._stage = "idle"
+        super().on_message_complete()
 
     def on_response_complete(self) -> None:
         """Go on to the next request, whose first bytes may be there already."""
+        self.transport.flush()  # type: ignore[attr-defined]
         super().on_response_complete()
-        if not self.ending and self.conn.trailing_data[0]:
-            self._watch_headers()
+        if self._nonsense and not self._busy:
+            self.send_400_response("")
+        self._watch_headers()
+
+    def _give_place_back(self) -> None:
+        if self._leave is not None:
+            self._leave()
+            self._leave = None
 
     def _watch_headers(self) -> None:
-        under_way = self.conn.their_state is h11.IDLE and not self.ending
+        under_way = self._stage in ("first", "head") and not self.ending
         if under_way and self._header_timer is None:
-            self._header_timer = self.loop.call_later(self.limits.header_s, self._late)
+            since = self.loop.time() if self._since is None else self._since
+            self._since = None
+            self._header_timer = self.loop.call_at(since + self.limits.header_s, self._late)
         elif not under_way and self._header_timer is not None:
             self._header_timer.cancel()
             self._header_timer = None
 
     def _late(self) -> None:
-        if not self.transport.is_closing():
+        self._header_timer = None
+        if self._busy:  # the next request can wait until this one is answered
+            self._watch_headers()
+        elif not self.transport.is_closing():
             self._refuse("request_timeout", f"no whole headers within {self.limits.header_s:g} s")
 
     def send_400_response(self, msg: str) -> None:  # noqa: ARG002
-        """Answer what is no HTTP/1.1."""
-        self._refuse("bad_request", "not a valid HTTP/1.1 request")
+        """Answer what is no HTTP/1.1, after the requests before it."""
+        if self._busy and self._stage != "body" and not self.ending:
+            self._nonsense = True
+            self.flow.pause_reading()
+        else:
+            self._refuse("bad_request", "not a valid HTTP/1.1 request")
 
-    def _refuse(self, code: str, detail: str, *headers: tuple[bytes, bytes]) -> None:
-        """Write an answer without a request to answer to, and end the connection."""
-        text = body(code, detail, "")
+    def _refuse(self, code: str, detail: str) -> None:
+        """Answer without a request to answer to, or before its end, and end the connection."""
         self._more_may_come = True
-        status = {"bad_request": 400, "request_timeout": 408, "overloaded": 503}[code]
-        if self.conn.our_state in (h11.IDLE, h11.SEND_RESPONSE):
-            lines = [
-                (b"content-type", MEDIA_TYPE.encode()),
-                (b"content-length", str(len(text)).encode()),
-                (b"connection", b"close"),
-                *headers,
-            ]
-            for event in (
-                h11.Response(status_code=status, headers=lines),
-                h11.Data(data=text),
-                h11.EndOfMessage(),
-            ):
-                self.transport.write(self.conn.send(event) or b"")
+        if not self._busy or not self.cycle.response_started:
+            self.transport.write(refusal(code, detail))
+        if self._busy:
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self.transport.close()
 
     def pause_writing(self) -> None:
@@ -196,16 +283,16 @@ class Connection(H11Protocol):
         if self.ending or transport.is_closing():
             return
         self.ending = True
+        self._give_place_back()
         self._watch_headers()
-        unread = self._more_may_come or self.conn.their_state is h11.SEND_BODY
-        if unread and transport.can_write_eof():
+        self._end_timer = self.loop.call_later(self.limits.write_s, transport.abort)
+        if (self._more_may_come or self._stage == "body") and transport.can_write_eof():
             try:
                 transport.write_eof()
             except OSError:  # the peer is gone
                 transport.abort()
                 return
             transport.set_protocol(_Discard(self, transport))
-            self._end_timer = self.loop.call_later(self.limits.write_s, transport.abort)
+            transport.resume_reading()
         else:
             transport.close()
-            self._end_timer = self.loop.call_later(self.limits.write_s, transport.abort)

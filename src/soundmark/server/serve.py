@@ -21,10 +21,11 @@ from soundmark.errors import BundleError, ConfigError
 from soundmark.serve_config import ServeConfig
 from soundmark.server import logs
 from soundmark.server.app import Service
-from soundmark.server.protocol import MAX_HEADER_BYTES, Connection
+from soundmark.server.door import Door
+from soundmark.server.protocol import Connection
 
-BACKLOG, ACCEPTED_AT_ONCE = 2048, 64
-"""Connections that the system keeps for us, and that the event loop takes before it looks after the others again."""
+BACKLOG = 4096
+"""Connections that the system keeps until we take them."""
 TIDY_S, MANY = 2.0, 16
 LAG_S = 0.1
 DRAIN_S = 0.3
@@ -134,6 +135,7 @@ class _Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, service: Service) -> None:
         super().__init__(config)
         self.service = service
+        self.doors: list[Door] = []
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -144,10 +146,28 @@ class _Server(uvicorn.Server):
         yield
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """Start to listen, with the longer backlog."""
-        await super().startup(sockets)
-        for sock in sockets or []:
-            sock.listen(BACKLOG)
+        """Start to take connections, through a `Door`."""
+        await super().startup([])
+
+        def make(since: float) -> Connection:
+            kind: type[Connection] = self.config.http_protocol_class  # type: ignore[assignment]
+            return kind(
+                config=self.config, server_state=self.server_state, app_state=self.lifespan.state, since=since
+            )
+
+        def opened() -> int:
+            return len(self.server_state.connections)
+
+        limits = self.service.config
+        self.doors = [
+            Door(sock, make, limits=limits, entrance=self.service, opened=opened) for sock in sockets or []
+        ]
+        self.servers = [*self.doors]  # type: ignore[list-item]
+
+    @property
+    def crowd(self) -> int:
+        """Connections of every kind."""
+        return len(self.server_state.connections) + sum(map(len, self.doors))
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests with 503, finish accepted ones, then close."""
@@ -167,14 +187,13 @@ async def _run(
     server = _Server(
         uvicorn.Config(
             service.app,
-            http=type("Connection", (Connection,), {"limits": config, "shed": staticmethod(service.shed)}),
+            http=type("Connection", (Connection,), {"limits": config, "entrance": service}),
             ws="none",
             lifespan="on",
             log_config=None,
             access_log=False,
             server_header=False,
-            backlog=ACCEPTED_AT_ONCE,
-            h11_max_incomplete_event_size=MAX_HEADER_BYTES,
+            proxy_headers=False,
             timeout_keep_alive=round(config.keep_alive_s) or 1,
             timeout_graceful_shutdown=round(config.grace_s) or 1,
         ),
@@ -202,7 +221,7 @@ async def _run(
     _log.info("ended")
 
 
-async def _tidy(service: Service, server: uvicorn.Server) -> None:
+async def _tidy(service: Service, server: _Server) -> None:
     """Give memory back to the system after a rush: connections are cycles of objects, and the C library keeps pages."""
     gc.collect()
     gc.freeze()
@@ -212,7 +231,7 @@ async def _tidy(service: Service, server: uvicorn.Server) -> None:
             due = time.perf_counter() + LAG_S
             await asyncio.sleep(LAG_S)
             service.metrics.lag.observe(max(0.0, time.perf_counter() - due))
-        busy = len(server.server_state.connections) > MANY or service.receiver.held > 1 << 20
+        busy = server.crowd > MANY or service.receiver.held > 1 << 20
         if rush and not busy:
             gc.collect()
             with contextlib.suppress(OSError, AttributeError):  # not glibc

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import json
 import os
 import resource
 import signal
@@ -19,6 +18,8 @@ import sys
 import traceback
 from time import perf_counter
 from typing import Any
+
+import msgspec
 
 from soundmark.classifier import Classifier
 from soundmark.config import from_dict
@@ -72,7 +73,7 @@ class Worker:
 
     def _done(self, tree: dict[str, Any], about: dict[str, Any] | None = None) -> None:
         header = {"kind": "done", "status": 200, **(about or {})}
-        frames.send_now(self.link, header, json.dumps(tree, allow_nan=False).encode())
+        frames.send_now(self.link, header, msgspec.json.encode(tree))
 
     def _serve(self, header: dict[str, Any], body: bytes) -> None:
         max_bytes, kind = self.config.max_bytes, header["content_type"]
@@ -111,7 +112,7 @@ class Worker:
                     **about,
                     "message": "not tried: other recordings of the batch ended their worker",
                 }
-                frames.send_now(self.link, {"kind": "row", **about}, json.dumps(row).encode())
+                frames.send_now(self.link, {"kind": "row", **about}, msgspec.json.encode(row))
                 continue
             frames.send_now(self.link, {"kind": "begin", "name": recording.name})
             try:
@@ -129,7 +130,7 @@ class Worker:
                 about = {"code": problem.code}
             except MemoryError:
                 row["error"] = {"code": "file_too_large", "message": "does not fit in memory"}
-            frames.send_now(self.link, {"kind": "row", **about}, json.dumps(row).encode())
+            frames.send_now(self.link, {"kind": "row", **about}, msgspec.json.encode(row))
         frames.send_now(self.link, {"kind": "done", "status": 200})
 
 
@@ -144,6 +145,8 @@ def _disarm() -> None:
         prctl = ctypes.CDLL(None, use_errno=True).prctl
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
         prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0)
+    with contextlib.suppress(OSError, AttributeError):
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))  # its full share, but HTTP is woken first
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C goes to the whole group; the parent decides
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
