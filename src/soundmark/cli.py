@@ -181,9 +181,9 @@ def classify(
 @click.option("--json", "as_json", is_flag=True, help="Print bundle.json.")
 def info(model: str | None, as_json: bool) -> None:
     """Show what a bundle is: labels, front end, training, export, licence, hashes."""
-    from soundmark import bundle, render
+    from soundmark import bundle, render_model
 
-    render.print_bundle(bundle.read(model), as_json=as_json)
+    render_model.print_bundle(bundle.read(model), as_json=as_json)
 
 
 @cli.command(short_help="Make sounds in code and let the model name them.")

@@ -81,7 +81,7 @@ def train(
         raise errors.StorageError(f"{bundle_dir} exists", wanted="a new folder for --export")
     chosen = cli_options.folds(train_folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
-    from soundmark import render
+    from soundmark import render, render_model
     from soundmark.learn.export import export as run_export
     from soundmark.learn.train import train as run_training
     from soundmark.splits import folded
@@ -124,7 +124,7 @@ def train(
         return
     with render.clip_progress("features", len(dataset.clips)) as on_clip:
         written, agreement = run_export(run, bundle_dir, data=data, on_clip=on_clip)
-    render.print_export(written, agreement.to_dict())
+    render_model.print_export(written, agreement.to_dict())
 
 
 def _smoke(preset: Preset, dataset: Dataset, test_fold: int, out: Path | None, weights: Path | None) -> None:
@@ -201,7 +201,7 @@ def _ensemble(
 def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: str | None) -> None:
     """Turn a finished training RUN into a bundle: batch norm folded, int8, agreement checked."""
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
-    from soundmark import render
+    from soundmark import render, render_model
     from soundmark.learn.export import export as run_export
     from soundmark.learn.run_folder import open_run
 
@@ -211,7 +211,7 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
         written, agreement = run_export(
             opened, out, data=data, config=merged.export, overwrite=overwrite, on_clip=on_clip
         )
-    render.print_export(written, agreement.to_dict())
+    render_model.print_export(written, agreement.to_dict())
 
 
 @click.command(short_help="Score a bundle on folds of a data set.")
@@ -252,7 +252,7 @@ def evaluate(
     if cv:
         return _evaluate_cv(cv, dataset, split_file, chosen or (), threads, out, as_json)
     from soundmark import evaluate as evaluation
-    from soundmark import render
+    from soundmark import render, render_model
     from soundmark.ensemble import load_model
 
     classifiers = [load_model(name, threads=threads) for name in ([model, against] if against else [model])]
@@ -280,7 +280,7 @@ def evaluate(
         render.print_json({**reports[0].to_dict(), **extra})
     else:
         for report in reports:
-            render.print_report(report)
+            render_model.print_report(report)
         if equal is not None:
             render.print_note(f"equal top labels: {equal:.2%}")
     if out:  # after printing: a full disk must not cost the figures
@@ -298,7 +298,7 @@ def _evaluate_cv(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    from soundmark import cross_validation, render
+    from soundmark import cross_validation, render, render_model
     from soundmark.splits import folded
 
     found = cross_validation.find_bundles(folder)
@@ -313,7 +313,7 @@ def _evaluate_cv(
     if as_json:
         render.print_json(report.to_dict())
     else:
-        render.print_report(report)
+        render_model.print_report(report)
     if out:
         report.write(out)
         click.echo(f"report: {out}", err=as_json)

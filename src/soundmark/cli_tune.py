@@ -70,7 +70,7 @@ def cv(
     merged = load_preset(preset, overrides)
     chosen = cli_options.folds(folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
-    from soundmark import render
+    from soundmark import render, render_model
     from soundmark.learn.cv import cross_validate, n_epochs
 
     dataset, split = _folded(data, split_file, lenient)
@@ -90,7 +90,7 @@ def cv(
     if as_json:
         render.print_json(report.to_dict())
     else:
-        render.print_report(report)
+        render_model.print_report(report)
     click.echo(f"report: {out / 'report.json'}", err=as_json)
     return errors.EXIT_SOME_FAILED if report.failures else errors.EXIT_OK
 
