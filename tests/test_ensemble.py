@@ -15,7 +15,7 @@ import soundfile
 
 from soundmark import bundle, ensemble
 from soundmark.bundle import Bundle
-from soundmark.classifier import Classifier, golden
+from soundmark.classifier import Classifier
 from soundmark.config import DecisionConfig, FrontendConfig
 from soundmark.cross_validation import evaluate_folds, find_bundles, load_bundles
 from soundmark.dataset import Dataset
@@ -23,6 +23,7 @@ from soundmark.ensemble import Ensemble, load_model
 from soundmark.errors import BundleError, ConfigError, DatasetError, StorageError
 from soundmark.evaluate import evaluate, stamps
 from soundmark.frontend import Frontend, fingerprint
+from soundmark.golden import golden
 from soundmark.postprocess import softmax
 from test_evaluate import make_data
 from tiny import TINY_LABELS, TINY_WINDOW, tiny_graph

@@ -17,11 +17,11 @@ from onnx import numpy_helper
 
 from soundmark import ensemble, fitting
 from soundmark.bundle import Bundle
-from soundmark.classifier import golden
 from soundmark.dataset import Dataset
 from soundmark.ensemble import load_model
 from soundmark.errors import BundleError, ConfigError, DatasetError
 from soundmark.frontend import Frontend
+from soundmark.golden import golden
 from soundmark.inner_answers import calibrate, hear, outer_folds, weigh
 from soundmark.postprocess import softmax
 from soundmark.runtime import Runtime

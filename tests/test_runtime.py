@@ -241,11 +241,57 @@ def test_thread_counts(threads: object) -> None:
         load(tiny_graph(), threads=threads)
 
 
-def test_providers_are_what_is_installed() -> None:
-    with pytest.raises(ConfigError, match="CPUExecutionProvider"):
-        load(tiny_graph(), providers=["MagicExecutionProvider"])
-    with pytest.raises(ConfigError):
-        load(tiny_graph(), providers=[])
+def test_no_such_provider() -> None:
+    with pytest.raises(ConfigError, match="cuda"):
+        load(tiny_graph(), provider="magic")
+
+
+class FakeOrt:
+    """ONNX Runtime as built for CUDA: sessions say that they run there, if the machine "has" a GPU."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, *, built: bool, gpu: bool) -> None:
+        self.asked: list[list[object]] = []
+        real = runtime.ort.InferenceSession
+        names = [runtime.CUDA, "CPUExecutionProvider"]
+
+        def session(model: bytes, options: object, *, providers: list[object]) -> object:
+            self.asked.append(providers)
+            found = real(model, options, providers=["CPUExecutionProvider"])
+            if gpu and len(providers) == 2:
+                found.get_providers = lambda: names
+            return found
+
+        monkeypatch.setattr(runtime.ort, "InferenceSession", session)
+        monkeypatch.setattr(runtime.ort, "get_available_providers", lambda: names if built else names[1:])
+        monkeypatch.setattr(runtime.ort, "set_default_logger_severity", lambda level: None)
+
+
+@pytest.mark.parametrize(
+    ("provider", "built", "gpu", "runs_on", "why"),
+    [
+        ("cuda", True, True, "cuda", ""),
+        ("auto", True, True, "cuda", ""),
+        ("cpu", True, True, "cpu", ""),
+        ("cuda", True, False, "cpu", "cannot be started"),
+        ("cuda", False, False, "cpu", "onnxruntime-gpu"),
+        ("auto", True, False, "cpu", ""),
+        ("auto", False, False, "cpu", ""),
+    ],
+)
+def test_the_provider_is_cuda_where_it_works(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, tiny: Runtime,
+    provider: str, built: bool, gpu: bool, runs_on: str, why: str,
+) -> None:  # fmt: skip
+    fake = FakeOrt(monkeypatch, built=built, gpu=gpu)
+    found = load(tiny_graph(), provider=provider)
+    assert found.provider == runs_on
+    assert (why in found.fallback) if why else not found.fallback
+    tried = provider != "cpu" and built
+    assert [len(asked) for asked in fake.asked] == [2 if tried else 1]
+    if tried:
+        assert fake.asked[0][0] == (runtime.CUDA, runtime.CUDA_OPTIONS)
+    x = features(rng, 2)
+    np.testing.assert_array_equal(found.logits(x), tiny.logits(x))
 
 
 def test_errors_stay_off_stderr(capfd: pytest.CaptureFixture[str]) -> None:

@@ -12,22 +12,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soundmark import __version__, audio, bundle
-from soundmark.bundle import Bundle, Golden, Manifest
-from soundmark.config import AudioLimits, DecisionConfig, FrontendConfig, WindowConfig, to_dict
+from soundmark import audio, bundle
+from soundmark.bundle import Bundle, Manifest
+from soundmark.config import AudioLimits, DecisionConfig, Provider
 from soundmark.errors import AudioError, BundleError
-from soundmark.frontend import FRONTEND_VERSION, Frontend, fingerprint
+from soundmark.frontend import Frontend
+from soundmark.golden import check_fingerprint, check_golden
 from soundmark.model import rows
-from soundmark.postprocess import Failure, Prediction, decide, softmax, source_name
+from soundmark.postprocess import Failure, Prediction, decide, source_name
 from soundmark.runtime import Runtime
 from soundmark.scan import Found
 
 BATCH_WINDOWS = 8
 """Windows whose features are held at once, so that memory does not grow with a recording's features."""
-FEATURE_TOLERANCE = 1e-3
-"""Largest accepted difference of a golden feature, absolute and relative: BLAS builds round differently."""
-LOGIT_TOLERANCE = 0.5
-"""Largest accepted difference of the golden logits, as a share of their spread (int8 differs between CPUs)."""
 
 Array = npt.NDArray[np.float32]
 _LIMITS = AudioLimits()
@@ -42,14 +39,15 @@ class Classifier:
     Args:
         verified: a bundle from `bundle.read`.
         threads: threads of one model run.
+        provider: what runs the model, see `Runtime`; the golden window must give the same on all of them.
 
     Raises:
         BundleError: ``frontend_mismatch``, ``golden_mismatch``, or what `Runtime` refuses.
     """
 
-    def __init__(self, verified: Bundle, *, threads: int = 1) -> None:
+    def __init__(self, verified: Bundle, *, threads: int = 1, provider: Provider = "cpu") -> None:
         manifest = verified.manifest
-        _check_fingerprint(manifest)
+        check_fingerprint(manifest)
         self._bundle, self._labels = verified, manifest.labels
         self._window, self._hop = manifest.window_samples, manifest.hop_samples
         self._frontend = Frontend(manifest.frontend)
@@ -58,18 +56,21 @@ class Classifier:
             input_shape=self._frontend.shape(self._window),
             n_labels=len(manifest.labels),
             threads=threads,
+            provider=provider,
             name=manifest.name,
         )
-        _check_golden(manifest, self._frontend, self._runtime)
+        check_golden(manifest, self._frontend, self._runtime)
 
     @classmethod
-    def load(cls, model: str | os.PathLike[str] | None = None, *, threads: int = 1) -> Classifier:
+    def load(
+        cls, model: str | os.PathLike[str] | None = None, *, threads: int = 1, provider: Provider = "cpu"
+    ) -> Classifier:
         """Return the classifier of a bundle directory or of a shipped model; None is the default model.
 
         Raises:
             BundleError: see `bundle.read` and `Classifier`.
         """
-        return cls(bundle.read(model), threads=threads)
+        return cls(bundle.read(model), threads=threads, provider=provider)
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -163,7 +164,7 @@ class Classifier:
 
     def verify(self) -> None:
         """Raise `BundleError` (``golden_mismatch``) unless the golden window still gives what its exporter saw."""
-        _check_golden(self.manifest, self._frontend, self._runtime)
+        check_golden(self.manifest, self._frontend, self._runtime)
 
     def classify(
         self,
@@ -285,66 +286,3 @@ class Classifier:
                 cause="integers stored as floating point",
                 code="sample_out_of_range",
             ) from None
-
-
-def golden(frontend: FrontendConfig, window: WindowConfig, model: bytes, *, n_labels: int) -> Golden:
-    """Return the golden values of a model, for its `Manifest`; called once, by export.
-
-    Raises:
-        BundleError: the model does not fit the front end or the labels.
-    """
-    stage = Frontend(frontend)
-    signal = bundle.golden_signal(frontend.sample_rate, round(window.window_s * frontend.sample_rate))
-    features = stage(signal)
-    runtime = Runtime(model, input_shape=stage.shape(signal.size), n_labels=n_labels, name="exported model")
-    return Golden(
-        features=tuple(features.ravel()[bundle.golden_indices(features.size)].tolist()),
-        logits=tuple(runtime.logits(features[None])[0].tolist()),
-    )
-
-
-def _check_fingerprint(manifest: Manifest) -> None:
-    here = fingerprint(manifest.frontend)
-    if here != manifest.frontend_fingerprint:
-        raise BundleError(
-            f"{manifest.name}: front end {manifest.frontend_fingerprint[:12]} in the bundle (by "
-            f"{manifest.created_by}), {here[:12]} here (soundmark {__version__}, front end version "
-            f"{FRONTEND_VERSION}), for the parameters {to_dict(manifest.frontend)}",
-            wanted="the front end that the model was trained with",
-            cause="the parameters were changed after training, or the code computes other features: export again",
-            code="frontend_mismatch",
-        )
-
-
-def _check_golden(manifest: Manifest, frontend: Frontend, runtime: Runtime) -> None:
-    """Refuse a bundle whose features or answers on the golden window are not what its exporter saw."""
-
-    def refuse(saw: str, wanted: str) -> BundleError:
-        cause = "damaged or mixed-up weights or labels, or a library that computes differently here"
-        return BundleError(f"{manifest.name}: {saw}", wanted=wanted, cause=cause, code="golden_mismatch")
-
-    expected = manifest.golden
-    features = frontend(bundle.golden_signal(frontend.config.sample_rate, manifest.window_samples))
-    found = features.ravel()[bundle.golden_indices(features.size)]
-    wanted = np.asarray(expected.features)
-    off = np.abs(found - wanted) / (1.0 + np.abs(wanted))
-    worst = int(off.argmax())
-    if not off[worst] <= FEATURE_TOLERANCE:
-        raise refuse(f"golden feature {worst} is {found[worst]:.6g}", f"{wanted[worst]:.6g}")
-    try:
-        logits = runtime.logits(features[None])[0].astype(np.float64)
-    except BundleError as error:
-        if error.code != "nonfinite_logits":
-            raise
-        raise refuse("the golden window gives logits that are not finite", "finite logits") from None
-    aim = np.asarray(expected.logits)
-    scores, aim_scores = softmax(logits), softmax(aim)
-    difference = float(np.abs(scores - aim_scores).max())
-    if scores.argmax() != aim_scores.argmax() or difference > expected.tolerance:
-        raise refuse(
-            f"the golden window is {manifest.labels[scores.argmax()]!r}, scores differ by {difference:.3f}",
-            f"{manifest.labels[aim_scores.argmax()]!r}, within {expected.tolerance:g}",
-        )
-    spread = float(np.linalg.norm(aim - aim.mean()))
-    if float(np.linalg.norm((logits - logits.mean()) - (aim - aim.mean()))) > LOGIT_TOLERANCE * spread + 1e-3:
-        raise refuse("the logits of the golden window have another scale", "the exported model's logits")

@@ -8,7 +8,7 @@ every output all come from here.
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, TypeAlias
 
 import msgspec
 
@@ -26,6 +26,9 @@ from soundmark.checked import numbers
 from soundmark.checked import overridden as overridden
 from soundmark.checked import to_dict as to_dict
 from soundmark.checked import to_toml as to_toml
+
+Provider: TypeAlias = Literal["auto", "cpu", "cuda"]
+"""What runs a model: CUDA where it works for "auto", CUDA and a warning where it does not for "cuda"."""
 
 
 class AudioLimits(Config, frozen=True, kw_only=True):

@@ -1,4 +1,4 @@
-"""Features to logits, through one ONNX Runtime session on the CPU.
+"""Features to logits, through one ONNX Runtime session, on the CPU or, where asked for and possible, on a GPU.
 
 ONNX Runtime answers NaN with NaN, checks shapes at the first request and raises six kinds of exception; this file
 checks everything at load, refuses what is not finite before and after, and raises `BundleError`. No session sees a
@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import numpy.typing as npt
 import onnxruntime as ort
 
 from soundmark import onnxgraph
+from soundmark.config import Provider
 from soundmark.errors import AudioError, BundleError, ConfigError
 
 INPUT, OUTPUT = "features", "logits"
@@ -28,6 +29,13 @@ MEMORY_BYTES = 1 << 30
 """Most that the arena of all sessions holds; a model that needs more is refused when it runs."""
 FOLDED_BYTES = 16 << 20
 """Largest constant that is computed when a model is loaded."""
+
+CUDA = "CUDAExecutionProvider"
+CUDA_OPTIONS = {
+    "gpu_mem_limit": str(MEMORY_BYTES),
+    "cudnn_conv_algo_search": "HEURISTIC",  # an exhaustive search would be made for every number of windows
+    "use_tf32": "0",  # ten bits of mantissa are no float32
+}
 
 Array = npt.NDArray[np.float32]
 
@@ -41,12 +49,12 @@ class Runtime:
         input_shape: ``(n_rows, n_frames)`` that the front end gives.
         n_labels: width of the output.
         threads: threads of one run; 1 is best when several files or processes run side by side.
-        providers: ONNX Runtime execution providers, best first.
+        provider: what runs the model; the CPU where CUDA is wanted and cannot be used, and `fallback` says why.
         name: what to call the model in errors.
 
     Raises:
         BundleError: the graph is not allowed, does not fit these shapes, or cannot be loaded.
-        ConfigError: impossible ``threads``, or a provider that this ONNX Runtime does not have.
+        ConfigError: impossible ``threads``, or no such provider.
     """
 
     def __init__(
@@ -56,15 +64,14 @@ class Runtime:
         input_shape: tuple[int, int],
         n_labels: int,
         threads: int = 1,
-        providers: Sequence[str] = ("CPUExecutionProvider",),
+        provider: Provider = "cpu",
         name: str = "model",
     ) -> None:
         if isinstance(threads, bool) or not isinstance(threads, int) or not 1 <= threads <= MAX_THREADS:
             raise ConfigError(f"`threads` is {threads!r}", wanted=f"1 to {MAX_THREADS}")
-        strangers = [provider for provider in providers if provider not in ort.get_available_providers()]
-        if strangers or not providers:
+        if provider not in get_args(Provider):
             raise ConfigError(
-                f"providers {list(providers)}", wanted=f"some of: {', '.join(ort.get_available_providers())}"
+                f"`provider` is {provider!r}", wanted=f"one of: {', '.join(get_args(Provider))}"
             )
         self.name, self.input_shape, self.n_labels, self.threads = name, input_shape, n_labels, threads
         graph = onnxgraph.parse(model, name=name)
@@ -73,9 +80,14 @@ class Runtime:
         self._expect("input", inputs, INPUT, input_shape)
         self._expect("output", outputs, OUTPUT, (n_labels,))
         try:
-            self._session = session(model, threads=threads, providers=providers)
+            self._session, self.fallback = _session_on(provider, model, threads)
         except Exception as error:  # ONNX Runtime has no common type
             raise self._error("cannot be loaded", error) from None
+
+    @property
+    def provider(self) -> str:
+        """What runs the model: "cpu" or "cuda"."""
+        return "cuda" if self._session.get_providers()[0] == CUDA else "cpu"
 
     def logits(self, features: Array) -> Array:
         """Return logits ``(n, n_labels)`` of ``features`` ``(n, n_rows, n_frames)``; n may be 0 or large.
@@ -154,10 +166,34 @@ class Runtime:
 
 
 def session(
-    model: bytes, *, threads: int = 1, providers: Sequence[str] = ("CPUExecutionProvider",)
+    model: bytes, *, threads: int = 1, providers: Sequence[Any] = ("CPUExecutionProvider",)
 ) -> ort.InferenceSession:
     """Return a session, under the limits of this file, of a graph that `onnxgraph.check` has allowed."""
     return ort.InferenceSession(model, _options(threads), providers=list(providers))
+
+
+def _session_on(provider: Provider, model: bytes, threads: int) -> tuple[ort.InferenceSession, str]:
+    """Return a session, and why it is not on the provider that was wanted, "" if it is.
+
+    ONNX Runtime lists CUDA whenever it was built for it, tries at the first session, and falls back with a page of log.
+    """
+    if provider != "cpu" and CUDA in ort.get_available_providers():
+        ort.set_default_logger_severity(4)
+        if hasattr(ort, "preload_dlls"):  # CUDA and cuDNN from packages of NVIDIA, where those are installed
+            with contextlib.redirect_stdout(None), contextlib.suppress(Exception):
+                ort.preload_dlls()
+        found = session(model, threads=threads, providers=[(CUDA, CUDA_OPTIONS), "CPUExecutionProvider"])
+        if found.get_providers()[0] == CUDA:
+            return found, ""
+        why = "CUDA cannot be started: no GPU, no driver, or no CUDA and cuDNN libraries"
+    else:
+        found = session(model, threads=threads)
+        why = (
+            ""
+            if provider == "cpu"
+            else "this ONNX Runtime is built without CUDA: install onnxruntime-gpu instead"
+        )
+    return found, why if provider == "cuda" else ""
 
 
 def _options(threads: int) -> Any:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from soundmark.config import Config, Positive, PositiveFloat
+from soundmark.config import Config, Positive, PositiveFloat, Provider
 
 
 class ServeConfig(Config, frozen=True, kw_only=True):
@@ -16,6 +16,9 @@ class ServeConfig(Config, frozen=True, kw_only=True):
     port: Annotated[int, msgspec.Meta(ge=0, le=65_535)] = 8000  # 0 takes a free one and prints it
     workers: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1  # processes that decode and classify
     threads: Annotated[int, msgspec.Meta(ge=1, le=256)] = 1  # threads of a model run in each of them
+    provider: Provider = (
+        "auto"  # cuda or cpu runs the model; auto is cuda where ONNX Runtime has it and it works
+    )
     queue: Positive = 64  # requests that wait for a worker; more get 503 and Retry-After
     allow_hosts: tuple[str, ...] = ()  # names in Host besides loopback ones; a token allows any if empty
     max_bytes: Positive = 25_000_000  # of one recording, and of one upload

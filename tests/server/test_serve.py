@@ -153,3 +153,15 @@ def test_the_http_process_holds_no_model_and_workers_no_web_framework() -> None:
             [sys.executable, "-c", code], capture_output=True, text=True, env=env, timeout=60, check=True
         )
         assert not never & {*json.loads(done.stdout)}, module
+
+
+def test_without_a_gpu_the_cpu_answers_and_says_so(
+    serve: Callable[..., Served], tiny_bundle: Path, wav: bytes
+) -> None:
+    server = serve("--model", tiny_bundle, "--provider", "cuda")
+    info = server.get("/v1/model").json()
+    if info["provider"] == "cuda":
+        pytest.skip("this machine has a GPU")
+    assert "CUDA" in info["provider_fallback"]
+    assert "CUDA" in json.loads(server.wait_for("the model runs on the CPU"))["saw"]
+    assert server.post(wav).status_code == 200

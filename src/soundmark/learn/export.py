@@ -27,11 +27,12 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import soundmark
-from soundmark import bundle, classifier
+from soundmark import bundle
 from soundmark.config import ExportConfig
 from soundmark.dataset import Dataset
 from soundmark.errors import TrainingError
 from soundmark.frontend import fingerprint
+from soundmark.golden import golden
 from soundmark.learn.card import model_card
 from soundmark.learn.features import FeatureStore
 from soundmark.learn.finished import load_network, training_features
@@ -260,7 +261,7 @@ def _manifest(run: Run, model: bytes, config: ExportConfig, agreement: Agreement
         frontend_fingerprint=fingerprint(preset.frontend),
         window=preset.window,
         decision=preset.decision,
-        golden=classifier.golden(preset.frontend, preset.window, model, n_labels=len(run.labels)),
+        golden=golden(preset.frontend, preset.window, model, n_labels=len(run.labels)),
         licence=_licence(str(run.info["data"])),
         provenance={
             "training": {"preset": preset.name, "network": preset.network.kind, **training},

@@ -67,6 +67,8 @@ class Answers:
             "window_s": manifest.window.window_s,
             "hop_s": manifest.window.hop_s,
             "threshold": manifest.decision.threshold,
+            "provider": self.classifier.runtime.provider,
+            "provider_fallback": self.classifier.runtime.fallback,
             "licence": manifest.licence,
             "created_by": manifest.created_by,
             "provenance": {key: training[key] for key in shown if key in training},

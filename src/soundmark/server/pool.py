@@ -62,6 +62,7 @@ class Pool:
         """
         first = await WorkerProcess.start(self.model, self.config, self.command)
         self.info = first.info
+        self._tell_fallback()
         self._next[0] = first
         self._slots = [asyncio.create_task(self._keep(slot)) for slot in range(self.config.workers)]
 
@@ -100,9 +101,14 @@ class Pool:
         stale = list(self._next.values())
         self._next = dict(enumerate(fresh))
         self.info = fresh[0].info
+        self._tell_fallback()
         self._wake()
         for worker in stale:
             await worker.end()
+
+    def _tell_fallback(self) -> None:
+        if self.info["provider_fallback"]:
+            _log.warning("the model runs on the CPU", extra={"saw": self.info["provider_fallback"]})
 
     @property
     def full(self) -> bool:

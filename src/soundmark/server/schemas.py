@@ -163,6 +163,8 @@ class ModelInfo(BaseModel):
     window_s: float
     hop_s: float
     threshold: float
+    provider: Annotated[Literal["cpu", "cuda"], Field(description="What runs the model.")]
+    provider_fallback: Annotated[str, Field(description="Why it is not the provider that was asked for.")]
     licence: str
     created_by: str
     provenance: dict[str, Any]

@@ -32,7 +32,7 @@ from soundmark.server.schemas import Options
 
 HEADROOM_BYTES = 2 << 30
 """Address space beyond what the loaded model takes: 600 s at 44.1 kHz are 0.1 GB, the arena of the model 1 GB."""
-OPEN_FILES = 64
+OPEN_FILES, SPARE_FILES = 64, 32
 KEPT_BYTES = 4 << 20
 """Of the mailbox between two requests: pages that are there already need not be cleared for the next body."""
 PR_SET_PDEATHSIG, PR_SET_NO_NEW_PRIVS = 1, 38
@@ -156,9 +156,10 @@ def _confine() -> None:
     """Cap address space, descriptors and file sizes, now that the model is loaded."""
     with open("/proc/self/statm") as file:  # Linux
         used = int(file.read().split()[0]) * resource.getpagesize()
+    last = max(map(int, os.listdir("/proc/self/fd")))  # a GPU's driver has many open
     for what, cap in (
         (resource.RLIMIT_AS, used + HEADROOM_BYTES),
-        (resource.RLIMIT_NOFILE, OPEN_FILES),
+        (resource.RLIMIT_NOFILE, max(OPEN_FILES, last + SPARE_FILES)),
         (resource.RLIMIT_FSIZE, 0),
     ):
         _, hard = resource.getrlimit(what)
@@ -176,7 +177,8 @@ def main(link_descriptor: int, mailbox: int) -> None:
         hello = first[0]
         try:
             config = from_dict(hello["config"], ServeConfig)
-            answers = Answers(Classifier.load(hello["model"], threads=config.threads), config)
+            classifier = Classifier.load(hello["model"], threads=config.threads, provider=config.provider)
+            answers = Answers(classifier, config)
             answers.verify()
             info = answers.info()
             _confine()
