@@ -25,6 +25,7 @@ from soundmark.dataset import Dataset
 from soundmark.ensemble import Ensemble
 from soundmark.errors import ConfigError, TrainingError
 from soundmark.learn import frozen
+from soundmark.learn.embeddings import Embedder, Embedding
 from soundmark.learn.export import write_bundle
 from soundmark.learn.features import FeatureStore, extract
 from soundmark.learn.finished import load_network, training_set
@@ -82,7 +83,7 @@ def side_by_side(
     stores: list[FeatureStore] = []
     parts: list[dict[str, Tensor]] = []
     for run, network in zip(runs, networks, strict=True):
-        if not isinstance(network, frozen.Embedding):
+        if not isinstance(network, Embedding):
             raise ConfigError(
                 f"the network of {run.path} gives no embedding", wanted="one with embed and classify"
             )
@@ -110,15 +111,15 @@ def side_by_side(
         return ensemble.write(out, members, name=name, combine="logits", overwrite=overwrite)
 
 
-def embeddings(network: frozen.Embedding, store: FeatureStore, clips: Sequence[str]) -> dict[str, Tensor]:
+def embeddings(network: nn.Module, store: FeatureStore, clips: Sequence[str]) -> dict[str, Tensor]:
     """Return clip -> embedding ``(width,)``, the mean over its windows; clips without windows are not in it."""
     of_windows: dict[str, list[Tensor]] = {}
-    with torch.no_grad():
-        for first in range(0, len(store.linear), BATCH):
-            part = slice(first, first + BATCH)
-            features = store.frontend.finish(torch.from_numpy(np.array(store.linear[part])), torch)
-            for index, row in zip(store.clip_of[part].tolist(), network.embed(features).float(), strict=True):
-                of_windows.setdefault(clips[index], []).append(row)
+    embedder = Embedder(network)
+    for first in range(0, len(store.linear), BATCH):
+        part = slice(first, first + BATCH)
+        features = store.frontend.finish(torch.from_numpy(np.array(store.linear[part])), torch)
+        for index, row in zip(store.clip_of[part].tolist(), embedder(features), strict=True):
+            of_windows.setdefault(clips[index], []).append(row)
     return {clip: torch.stack(some).mean(dim=0) for clip, some in of_windows.items()}
 
 
