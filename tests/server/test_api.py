@@ -77,6 +77,26 @@ def test_options_by_query_by_form_and_by_json(served: Served, wav: bytes) -> Non
         served.post(json={"audio": b64(wav), "top_k": 1}),
     ):
         assert len(response.json()["labels"]) == 1
+    both = served.post(json={"audio": b64(wav), "top_k": 2}, path="/v1/classify?top_k=1&timeline=true").json()
+    assert len(both["labels"]) == 2, "the JSON goes before the query"
+    assert len(both["timeline"]) == 1
+
+
+def test_what_swaggers_page_sends(served: Served, wav: bytes) -> None:
+    """Every option with its default in the query, and in the form again; what is not filled in is empty."""
+    options = {
+        "top_k": "3", "strict": "false", "timeline": "false", "envelope": "0", "mel": "none", "feature_maps": "",
+        "class_activation": "none", "label": "", "maps": "png", "window": "0",
+    }  # fmt: skip
+    assert {*options} == {*schemas.Options.model_fields}
+    form = served.post(files={"file": ("x", wav)}, data=options, params=options)
+    assert form.status_code == 200, form.text
+    api = served.get("/openapi.json").json()
+    for path in ("/v1/classify", "/v1/classify/batch", "/inference"):
+        kind, body = next(iter(api["paths"][path]["post"]["requestBody"]["content"].items()))
+        assert kind == "application/json", "the page starts with the first one"
+        sent = served.post(json=body["example"], path=path, params={} if path == "/inference" else options)
+        assert sent.status_code == 200, sent.text
 
 
 def test_everything_that_can_be_asked_for(

@@ -90,9 +90,9 @@ def classify() -> dict[str, Any]:
         "parameters": _parameters(),
         "requestBody": {
             "required": True,
-            "content": {
-                "multipart/form-data": _form("file", AUDIO),
+            "content": {  # Swagger's page starts with the first one, and cannot go from a form to JSON
                 "application/json": _json({"audio": BASE64}, ["audio"], example),
+                "multipart/form-data": _form("file", AUDIO),
                 **raw,
             },
         },
@@ -115,8 +115,8 @@ def batch(most: int) -> dict[str, Any]:
         "requestBody": {
             "required": True,
             "content": {
-                "multipart/form-data": _form("files", files),
                 "application/json": _json({"items": items}, ["items"], example),
+                "multipart/form-data": _form("files", files),
             },
         },
     }

@@ -23,7 +23,7 @@ from soundmark.server.problems import Problem
 from soundmark.server.schemas import Options
 
 MAX_DEPTH = 20
-MAX_FIELDS = 8
+MAX_FIELDS = 16
 MAX_FIELD_BYTES = 64 << 10
 MAX_JSON_MARKS = 4096
 """Quotes, commas and brackets in a JSON body: base64 has none, so more is no request of ours."""
@@ -134,13 +134,15 @@ def _no_twins(pairs: Sequence[tuple[str, Any]], what: str) -> dict[str, Any]:
 
 
 def _json_options(query: dict[str, Any], tree: dict[str, Any]) -> Options:
-    if query:
-        _refuse("options of a JSON request are fields of the JSON, not of the query", "bad_options")
-    return _options(tree, as_text=False)
+    """Return the options of the query, those of the JSON on top, as forms do it: Swagger's page sends both."""
+    given, fields = _options(query, as_text=True), _options(tree, as_text=False)
+    return given.model_copy(update={name: getattr(fields, name) for name in fields.model_fields_set})
 
 
 def _options(tree: dict[str, Any], *, as_text: bool) -> Options:
-    """Return checked options; numbers may be text in forms and queries, not in JSON."""
+    """Return checked options; in forms and queries, numbers are text, and an empty field is one not filled in."""
+    if as_text:
+        tree = {name: value for name, value in tree.items() if value != ""}
     if as_text and isinstance(tree.get("feature_maps"), str):
         tree = {**tree, "feature_maps": [name for name in tree["feature_maps"].split(",") if name]}
     try:
