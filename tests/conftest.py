@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundmark import bundle, classifier, cli, frontend
+from soundmark import bundle, cli, frontend
 from soundmark.bundle import Bundle, Manifest
 from soundmark.classifier import Classifier
 from soundmark.config import DecisionConfig
+from soundmark.golden import golden
 from tiny import TINY_FRONTEND, TINY_LABELS, TINY_WINDOW, tiny_graph
 
 
@@ -35,7 +36,7 @@ def tiny_manifest(tiny_model_bytes: bytes) -> Manifest:
         frontend_fingerprint=frontend.fingerprint(TINY_FRONTEND),
         window=TINY_WINDOW,
         decision=DecisionConfig(),
-        golden=classifier.golden(TINY_FRONTEND, TINY_WINDOW, tiny_model_bytes, n_labels=len(TINY_LABELS)),
+        golden=golden(TINY_FRONTEND, TINY_WINDOW, tiny_model_bytes, n_labels=len(TINY_LABELS)),
         licence="CC0-1.0",
         provenance={"training": {"preset": "none", "seed": 0}, "export": {}},
     )

@@ -46,8 +46,8 @@ def reseal(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     """Change bundle.json as an attacker would: with a digest that fits."""
     tree = json.loads((path / "bundle.json").read_text())
     change(tree)
-    tree["digest"] = bundle._digest(tree)
-    (path / "bundle.json").write_bytes(bundle._canonical(tree))
+    tree["digest"] = bundle.digest_of(tree)
+    (path / "bundle.json").write_bytes(bundle.canonical(tree))
 
 
 def test_what_is_written_is_what_is_read(make_bundle: Callable[..., Bundle], tiny_model_bytes: bytes) -> None:
@@ -133,10 +133,10 @@ def test_m3_sidecars_that_do_not_belong(copy: Path, make_bundle: Callable[..., B
 def test_m3_a_sidecar_without_or_with_a_wrong_digest(copy: Path) -> None:
     tree = json.loads((copy / "bundle.json").read_text())
     for digest in ("", "0" * 64, None, 5):
-        (copy / "bundle.json").write_bytes(bundle._canonical({**tree, "digest": digest}))
+        (copy / "bundle.json").write_bytes(bundle.canonical({**tree, "digest": digest}))
         refused(copy, "hash_mismatch")
     del tree["digest"]
-    (copy / "bundle.json").write_bytes(bundle._canonical(tree))
+    (copy / "bundle.json").write_bytes(bundle.canonical(tree))
     refused(copy, "hash_mismatch")
 
 
@@ -224,7 +224,7 @@ def test_m10_m29_labels(copy: Path, case: str) -> None:
 def test_m10_labels_missing_or_reordered(copy: Path) -> None:
     tree = json.loads((copy / "bundle.json").read_text())
     tree["labels"].reverse()
-    (copy / "bundle.json").write_bytes(bundle._canonical(tree))
+    (copy / "bundle.json").write_bytes(bundle.canonical(tree))
     refused(copy, "hash_mismatch")
     reseal(copy, lambda tree: tree.pop("labels"))
     assert "labels" in str(refused(copy))

@@ -23,6 +23,7 @@ from soundmark.bundle import Bundle, Manifest
 from soundmark.classifier import Classifier
 from soundmark.config import AudioLimits, DecisionConfig, WindowConfig
 from soundmark.errors import AudioError, BundleError, ConfigError
+from soundmark.golden import golden
 from soundmark.postprocess import Failure, Prediction
 from tiny import TINY_FRONTEND, TINY_LABELS, TINY_SHAPE, TINY_WINDOW, tiny_graph
 
@@ -316,7 +317,7 @@ def test_another_window_length_does_not_fit_the_model(make_bundle: Callable[...,
 
 
 def test_golden_is_what_the_classifier_checks(tiny_manifest: Manifest, tiny_model_bytes: bytes) -> None:
-    again = classifier.golden(TINY_FRONTEND, TINY_WINDOW, tiny_model_bytes, n_labels=4)
+    again = golden(TINY_FRONTEND, TINY_WINDOW, tiny_model_bytes, n_labels=4)
     np.testing.assert_allclose(again.logits, tiny_manifest.golden.logits, atol=1e-5)
     assert len(again.features) == bundle.GOLDEN_FEATURES
 

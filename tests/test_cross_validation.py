@@ -28,9 +28,7 @@ def told(dataset: Dataset, fold: int, wrong: tuple[str, ...] = (), **changes: An
     for clip in dataset.clips:
         target = LABELS.index(clip.label)
         scores[clip.path.stem] = np.eye(len(LABELS))[(target + (clip.name in wrong)) % len(LABELS)].tolist()
-    made: Any = Told(scores, training(fold, **changes))
-    made.bundle.path = Path(f"fold{fold}")
-    return made
+    return Told(scores, training(fold, **changes))
 
 
 @pytest.fixture
@@ -116,7 +114,7 @@ def test_bundles_are_found_in_both_layouts_and_missing_ones_are_named(tmp_path: 
 
 def test_bundles_of_several_systems_are_refused(data: Dataset, monkeypatch: pytest.MonkeyPatch) -> None:
     made = {Path("1"): told(data, 1), Path("2"): told(data, 2, preset="other")}
-    monkeypatch.setattr("soundmark.cross_validation.Classifier.load", lambda path, threads: made[path])
+    monkeypatch.setattr("soundmark.cross_validation.load_model", lambda path, threads: made[path])
     with pytest.raises(BundleError, match="'other'") as caught:
         load_bundles({1: Path("1"), 2: Path("2")})
     assert caught.value.code == "mixed_bundles"

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from soundmark.config import DecisionConfig
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import DatasetError
 from soundmark.evaluate import Answer, Report, agreement, bootstrap_interval, evaluate, figures
@@ -28,9 +29,9 @@ class Told:
         self, scores: dict[str, list[float] | None], training: Any = None, labels: tuple[str, ...] = LABELS
     ) -> None:
         self.scores, self.labels = scores, labels
-        provenance = {} if training is None else {"training": training}
-        self.manifest = SimpleNamespace(provenance=provenance, decision=SimpleNamespace(temperature=1.0))
-        self.bundle = SimpleNamespace(model=b"onnx")
+        self.training = training or {}
+        self.trainings = (self.training,)
+        self.decision, self.n_bytes, self.path = DecisionConfig(), 4, Path("told")
 
     def classify_many(self, sources: Iterable[Path], *, top_k: int) -> Iterator[Any]:
         for path in sources:

@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from soundmark import bundle, classifier
+from soundmark import bundle
 from soundmark.bundle import Bundle
 from soundmark.classifier import Classifier
 from soundmark.errors import ConfigError
 from soundmark.explain import Explainer, Layer, tree
+from soundmark.golden import golden as golden_of
 from tiny import TINY_FRONTEND, TINY_WINDOW, tiny_model
 
 
@@ -104,7 +105,7 @@ def test_gates_and_activations_behind_the_last_convolution(
         tensor("net.stem.weight", 6, 1, 4, 4), tensor("net.gate.weight", 6, 6, 1, 1), tensor("w", 4, 6),
     ]  # fmt: skip
     model = tiny_model(nodes, weights).SerializeToString()
-    golden = classifier.golden(TINY_FRONTEND, TINY_WINDOW, model, n_labels=4)
+    golden = golden_of(TINY_FRONTEND, TINY_WINDOW, model, n_labels=4)
     loaded = Classifier(bundle.read(make_bundle(model=model, golden=golden).path))
     explainer = Explainer(loaded)
     assert tree(explainer.layers) == {"net": {"stem": 6, "gate": 6}}

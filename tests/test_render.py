@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.cells import cell_len
 
-from soundmark import bundle, render
+from soundmark import bundle, render, render_model
 from soundmark.batch import visible
 from soundmark.bundle import Bundle
 from soundmark.postprocess import Failure, LabelScore
@@ -147,7 +147,7 @@ def test_info_of_a_hostile_bundle(
     make_bundle: Callable[..., Bundle], capsys: pytest.CaptureFixture[str]
 ) -> None:
     made = make_bundle(licence="\x1b[2J[bold]free", created_by="me\nyou", provenance={"training": {}})
-    render.print_bundle(bundle.read(made.path), as_json=False)
+    render_model.print_bundle(bundle.read(made.path), as_json=False)
     out = capsys.readouterr().out
     assert all(line.isprintable() for line in out.splitlines())
     assert "\\x1b[2J[bold]free" in out

@@ -48,7 +48,7 @@ MANIFEST, MODEL, README = "bundle.json", "model.onnx", "README.md"
 CAPS = {MANIFEST: 4 << 20, MODEL: 64 << 20, README: 1 << 20}
 """Largest size of each file in bytes."""
 _OTHER_CAP, _MAX_FILES, _MAX_LABELS, _MAX_LABEL = 1 << 20, 16, 10_000, 200
-_FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -86,7 +86,7 @@ class Manifest(Config, frozen=True, kw_only=True):
         """Refuse labels that could not be told apart, or that no terminal or page should print."""
         if self.format != FORMAT:
             raise ValueError(f"`format` is {self.format}, this Soundmark reads {FORMAT}")
-        if not _FILE_NAME.fullmatch(self.name):
+        if not FILE_NAME.fullmatch(self.name):
             raise ValueError(f"`name` {self.name[:40]!r} is not made of letters, digits, '.', '_' and '-'")
         if not 1 <= len(self.labels) <= _MAX_LABELS:
             raise ValueError(f"`labels` has {len(self.labels)} names, 1 to {_MAX_LABELS} are wanted")
@@ -114,7 +114,7 @@ class Manifest(Config, frozen=True, kw_only=True):
         if len(self.files) > _MAX_FILES:
             raise ValueError(f"`files` has {len(self.files)} names, at most {_MAX_FILES} are wanted")
         for name, digest in self.files.items():
-            if not _FILE_NAME.fullmatch(name) or name == MANIFEST or not _SHA256.fullmatch(digest):
+            if not FILE_NAME.fullmatch(name) or name == MANIFEST or not _SHA256.fullmatch(digest):
                 raise ValueError(f"`files` holds {name[:40]!r}: a plain file name and its SHA-256 are wanted")
 
     @property
@@ -150,7 +150,7 @@ def find(name_or_dir: str | os.PathLike[str] | None = None) -> Path:
     """
     text = DEFAULT_MODEL if name_or_dir in (None, "default") else os.fspath(name_or_dir or "")
     shipped = Path(str(resources.files("soundmark"))) / "models"
-    if _FILE_NAME.fullmatch(text) and (shipped / text).is_dir():
+    if FILE_NAME.fullmatch(text) and (shipped / text).is_dir():
         return shipped / text
     path = Path(text).expanduser()
     try:
@@ -186,8 +186,8 @@ def read(name_or_dir: str | os.PathLike[str] | None = None) -> Bundle:
     except OSError as error:
         raise BundleError(f"{path} cannot be opened: {error.strerror}", wanted="a bundle directory") from None
     try:
-        manifest = _manifest(_read_file(folder, path, MANIFEST), path / MANIFEST)
-        contents = {name: _read_file(folder, path, name) for name in manifest.files}
+        manifest = _manifest(read_file(folder, path, MANIFEST), path / MANIFEST)
+        contents = {name: read_file(folder, path, name) for name in manifest.files}
         strangers = sorted(
             n for n in os.listdir(folder) if n not in contents and n != MANIFEST and n[0] != "."
         )
@@ -242,7 +242,7 @@ def write(
         raise StorageError(f"{target} is not a bundle", wanted="a new directory, or a bundle to replace")
 
     def fill(scratch: Path) -> None:
-        for name, data in {**files, MANIFEST: _canonical(to_dict(sealed))}.items():
+        for name, data in {**files, MANIFEST: canonical(to_dict(sealed))}.items():
             (scratch / name).write_bytes(data)
         read(scratch)
 
@@ -253,7 +253,7 @@ def write(
 def seal(manifest: Manifest, files: Mapping[str, str]) -> Manifest:
     """Return the manifest with the hashes of ``files`` and its digest filled in."""
     tree = {**to_dict(manifest), "files": dict(files)}
-    return msgspec.structs.replace(manifest, files=dict(files), digest=_digest(tree))
+    return msgspec.structs.replace(manifest, files=dict(files), digest=digest_of(tree))
 
 
 def golden_indices(size: int) -> npt.NDArray[np.int64]:
@@ -292,14 +292,14 @@ def _manifest(data: bytes, where: Path) -> Manifest:
 
     try:
         tree = json.loads(data.decode("utf-8"))
-        canonical = _canonical(tree) == data
+        exact = canonical(tree) == data
     except (ValueError, RecursionError) as error:
         raise refuse(f"not JSON ({str(error)[:200]})", "the file is cut or damaged") from None
     if not isinstance(tree, dict):
         raise refuse("not a JSON object")
     if tree.get("format") != FORMAT:
         raise refuse(f"format {str(tree.get('format'))[:20]}", f"this Soundmark reads format {FORMAT}")
-    if not canonical or tree.get("digest") != _digest(tree):
+    if not exact or tree.get("digest") != digest_of(tree):
         raise refuse(
             "it does not match its own digest", "it was edited or damaged; export again", "hash_mismatch"
         )
@@ -317,19 +317,21 @@ def _manifest(data: bytes, where: Path) -> Manifest:
     return manifest
 
 
-def _canonical(tree: Any) -> bytes:
+def canonical(tree: Any) -> bytes:
+    """Return the bytes of ``tree`` that a digest is taken of."""
     return (json.dumps(tree, indent=1, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n").encode()
 
 
-def _digest(tree: Mapping[str, Any]) -> str:
-    return _sha256(_canonical({key: value for key, value in tree.items() if key != "digest"}))
+def digest_of(tree: Mapping[str, Any]) -> str:
+    """Return the SHA-256 over everything in ``tree`` but its ``digest``."""
+    return _sha256(canonical({key: value for key, value in tree.items() if key != "digest"}))
 
 
 def _sha256(data: bytes) -> str:
     return hashlib.sha256(data).hexdigest()
 
 
-def _read_file(folder: int, path: Path, name: str) -> bytes:
+def read_file(folder: int, path: Path, name: str) -> bytes:
     """Return a regular file of the open directory ``folder``; follows no link, never waits, keeps to its cap."""
     cap = CAPS.get(name, _OTHER_CAP)
     try:

@@ -2,33 +2,32 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
 from time import perf_counter
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from soundmark import __version__, audio, bundle
-from soundmark.bundle import Bundle, Golden, Manifest
-from soundmark.config import AudioLimits, FrontendConfig, Provider, WindowConfig, to_dict
-from soundmark.errors import AudioError, BundleError, SoundmarkError
-from soundmark.frontend import FRONTEND_VERSION, Frontend, fingerprint
-from soundmark.postprocess import Failure, Prediction, decide, softmax, source_name
+from soundmark import audio, bundle
+from soundmark.bundle import Bundle, Manifest
+from soundmark.config import AudioLimits, DecisionConfig, Provider
+from soundmark.errors import AudioError, BundleError
+from soundmark.frontend import Frontend
+from soundmark.golden import check_fingerprint, check_golden
+from soundmark.model import rows
+from soundmark.postprocess import Failure, Prediction, decide, source_name
 from soundmark.runtime import Runtime
 from soundmark.scan import Found
 
 BATCH_WINDOWS = 8
 """Windows whose features are held at once, so that memory does not grow with a recording's features."""
-FEATURE_TOLERANCE = 1e-3
-"""Largest accepted difference of a golden feature, absolute and relative: BLAS builds round differently."""
-LOGIT_TOLERANCE = 0.5
-"""Largest accepted difference of the golden logits, as a share of their spread (int8 differs between CPUs)."""
 
 Array = npt.NDArray[np.float32]
-
-_log = logging.getLogger(__name__)
+_LIMITS = AudioLimits()
 
 
 class Classifier:
@@ -48,7 +47,7 @@ class Classifier:
 
     def __init__(self, verified: Bundle, *, threads: int = 1, provider: Provider = "cpu") -> None:
         manifest = verified.manifest
-        _check_fingerprint(manifest)
+        check_fingerprint(manifest)
         self._bundle, self._labels = verified, manifest.labels
         self._window, self._hop = manifest.window_samples, manifest.hop_samples
         self._frontend = Frontend(manifest.frontend)
@@ -60,7 +59,7 @@ class Classifier:
             provider=provider,
             name=manifest.name,
         )
-        _check_golden(manifest, self._frontend, self._runtime)
+        check_golden(manifest, self._frontend, self._runtime)
 
     @classmethod
     def load(
@@ -97,6 +96,32 @@ class Classifier:
     def bundle(self) -> Bundle:
         """The bundle behind this classifier."""
         return self._bundle
+
+    @property
+    def path(self) -> Path:
+        """Directory of the bundle."""
+        return self._bundle.path
+
+    @property
+    def n_bytes(self) -> int:
+        """Size of the model in bytes."""
+        return len(self._bundle.model)
+
+    @property
+    def decision(self) -> DecisionConfig:
+        """How logits become an answer."""
+        return self._bundle.manifest.decision
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What it was trained on, as its bundle says."""
+        return self._bundle.manifest.provenance.get("training", {})
+
+    @property
+    def trainings(self) -> tuple[dict[str, Any], ...]:
+        """See `Model`: the training, and what the temperature was fitted on."""
+        fitted = self._bundle.manifest.provenance.get("calibration")
+        return (self.training, fitted) if fitted else (self.training,)
 
     @property
     def sample_rate(self) -> int:
@@ -139,7 +164,7 @@ class Classifier:
 
     def verify(self) -> None:
         """Raise `BundleError` (``golden_mismatch``) unless the golden window still gives what its exporter saw."""
-        _check_golden(self.manifest, self._frontend, self._runtime)
+        check_golden(self.manifest, self._frontend, self._runtime)
 
     def classify(
         self,
@@ -206,29 +231,14 @@ class Classifier:
         strict: bool = False,
         array_rate: int | None = None,
     ) -> Iterator[Prediction | Failure]:
-        """Yield one row per source (also from `scan`), lazily and in order; an `AudioError` is a `Failure` row.
-
-        A fault of Soundmark itself is a row with the code ``internal``, and is logged with its traceback.
+        """Yield one row per source (also from `scan`), lazily and in order; see `model.rows`.
 
         Raises:
             BundleError: the model failed; no further row would be better.
             ConfigError: the arguments are wrong for every row.
         """
-        for source in sources:
-            if isinstance(source, Found):
-                if source.error is not None:
-                    yield Failure.of(source_name(source.path), source.error)
-                    continue
-                source = source.path
-            try:
-                yield self.classify(source, top_k=top_k, limits=limits, strict=strict, array_rate=array_rate)
-            except AudioError as error:
-                yield Failure.of(source_name(source), error)
-            except SoundmarkError:
-                raise
-            except Exception as error:
-                _log.exception("a fault of Soundmark at %r; please report it", source_name(source))
-                yield Failure(source_name(source), "internal", f"{type(error).__name__}: {error}")
+        one = partial(self.classify, top_k=top_k, limits=limits, strict=strict, array_rate=array_rate)
+        return rows(one, sources)
 
     def features(
         self,
@@ -276,71 +286,3 @@ class Classifier:
                 cause="integers stored as floating point",
                 code="sample_out_of_range",
             ) from None
-
-
-_LIMITS = AudioLimits()
-
-
-def golden(frontend: FrontendConfig, window: WindowConfig, model: bytes, *, n_labels: int) -> Golden:
-    """Return the golden values of a model, for its `Manifest`; called once, by export.
-
-    Raises:
-        BundleError: the model does not fit the front end or the labels.
-    """
-    stage = Frontend(frontend)
-    signal = bundle.golden_signal(frontend.sample_rate, round(window.window_s * frontend.sample_rate))
-    features = stage(signal)
-    runtime = Runtime(model, input_shape=stage.shape(signal.size), n_labels=n_labels, name="exported model")
-    flat = features.ravel()
-    return Golden(
-        features=tuple(flat[bundle.golden_indices(flat.size)].tolist()),
-        logits=tuple(runtime.logits(features[None])[0].tolist()),
-    )
-
-
-def _check_fingerprint(manifest: Manifest) -> None:
-    here = fingerprint(manifest.frontend)
-    if here != manifest.frontend_fingerprint:
-        raise BundleError(
-            f"{manifest.name}: front end {manifest.frontend_fingerprint[:12]} in the bundle "
-            f"(by {manifest.created_by}), "
-            f"{here[:12]} here (soundmark {__version__}, front end version {FRONTEND_VERSION}), "
-            f"for the parameters {to_dict(manifest.frontend)}",
-            wanted="the front end that the model was trained with",
-            cause="the parameters were changed after training, or the code computes other features: export again",
-            code="frontend_mismatch",
-        )
-
-
-def _check_golden(manifest: Manifest, frontend: Frontend, runtime: Runtime) -> None:
-    """Refuse a bundle whose features or answers on the golden window are not what its exporter saw."""
-
-    def refuse(saw: str, wanted: str) -> BundleError:
-        cause = "damaged or mixed-up weights or labels, or a library that computes differently here"
-        return BundleError(f"{manifest.name}: {saw}", wanted=wanted, cause=cause, code="golden_mismatch")
-
-    expected = manifest.golden
-    features = frontend(bundle.golden_signal(frontend.config.sample_rate, manifest.window_samples))
-    found = features.ravel()[bundle.golden_indices(features.size)]
-    wanted = np.asarray(expected.features)
-    off = np.abs(found - wanted) / (1.0 + np.abs(wanted))
-    worst = int(off.argmax())
-    if not off[worst] <= FEATURE_TOLERANCE:
-        raise refuse(f"golden feature {worst} is {found[worst]:.6g}", f"{wanted[worst]:.6g}")
-    try:
-        logits = runtime.logits(features[None])[0].astype(np.float64)
-    except BundleError as error:
-        if error.code != "nonfinite_logits":
-            raise
-        raise refuse("the golden window gives logits that are not finite", "finite logits") from None
-    aim = np.asarray(expected.logits)
-    scores, aim_scores = softmax(logits), softmax(aim)
-    difference = float(np.abs(scores - aim_scores).max())
-    if scores.argmax() != aim_scores.argmax() or difference > expected.tolerance:
-        raise refuse(
-            f"the golden window is {manifest.labels[scores.argmax()]!r}, scores differ by {difference:.3f}",
-            f"{manifest.labels[aim_scores.argmax()]!r}, within {expected.tolerance:g}",
-        )
-    spread = float(np.linalg.norm(aim - aim.mean()))
-    if float(np.linalg.norm((logits - logits.mean()) - (aim - aim.mean()))) > LOGIT_TOLERANCE * spread + 1e-3:
-        raise refuse("the logits of the golden window have another scale", "the exported model's logits")

@@ -18,6 +18,7 @@ from soundmark import (
     __version__,
     cli_data,
     cli_distill,
+    cli_ensemble,
     cli_features,
     cli_inspect,
     cli_learn,
@@ -106,6 +107,9 @@ for verb in (
     cli_distill.distill,
     cli_learn.export,
     cli_learn.evaluate,
+    cli_ensemble.calibrate,
+    cli_ensemble.ensemble,
+    cli_ensemble.side_by_side,
     cli_report.report,
     cli_report.compare,
     cli_data.data,
@@ -162,9 +166,9 @@ def classify(
     given = {} if max_seconds is None else {"max_seconds": max_seconds}
     limits = config.from_dict(given, config.AudioLimits, where="command line")
     from soundmark import batch, render
-    from soundmark.classifier import Classifier
+    from soundmark.ensemble import load_model
 
-    classifier = Classifier.load(model, threads=threads)
+    classifier = load_model(model, threads=threads)
     found = batch.expand(paths)
     rows = classifier.classify_many(found, top_k=top_k, limits=limits, strict=strict)
     names = [os.fspath(one.path) for one in found]
@@ -177,9 +181,9 @@ def classify(
 @click.option("--json", "as_json", is_flag=True, help="Print bundle.json.")
 def info(model: str | None, as_json: bool) -> None:
     """Show what a bundle is: labels, front end, training, export, licence, hashes."""
-    from soundmark import bundle, render
+    from soundmark import bundle, render_model
 
-    render.print_bundle(bundle.read(model), as_json=as_json)
+    render_model.print_bundle(bundle.read(model), as_json=as_json)
 
 
 @cli.command(short_help="Make sounds in code and let the model name them.")
@@ -203,10 +207,10 @@ def info(model: str | None, as_json: bool) -> None:
 def demo(out: Path, model: str | None, seed: int) -> int:
     """Make everyday sounds in code, write them as WAV files, and let the model name them, right or wrong."""
     from soundmark import batch, render
-    from soundmark.classifier import Classifier
     from soundmark.demo import demo_clips
+    from soundmark.ensemble import load_model
 
-    classifier = Classifier.load(model)
+    classifier = load_model(model)
     clips = demo_clips(seed=seed)
     rows = classifier.classify_many(batch.write_wavs(clips, out))
     failed = render.print_demo(clips, rows, model=classifier.name, out=out)

@@ -97,7 +97,7 @@ def distill(
         raise errors.StorageError(f"{bundle_dir} exists", wanted="a new folder for --export")
     chosen = cli_options.folds(train_folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
-    from soundmark import render
+    from soundmark import render, render_model
     from soundmark.learn.distill import distill as run_distillation
     from soundmark.learn.export import export as run_export
     from soundmark.sources import open_dataset
@@ -132,4 +132,4 @@ def distill(
         return
     with render.clip_progress("features", n_clips) as on_clip:
         written, agreement = run_export(run, bundle_dir, data=data, on_clip=on_clip)
-    render.print_export(written, agreement.to_dict())
+    render_model.print_export(written, agreement.to_dict())

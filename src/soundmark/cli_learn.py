@@ -12,6 +12,7 @@ from soundmark.preset import Preset, load_preset
 
 if TYPE_CHECKING:
     from soundmark.dataset import Dataset
+    from soundmark.splits import Split
 
 
 @click.command(short_help="Train a preset on every fold but one.")
@@ -80,7 +81,7 @@ def train(
         raise errors.StorageError(f"{bundle_dir} exists", wanted="a new folder for --export")
     chosen = cli_options.folds(train_folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
-    from soundmark import render
+    from soundmark import render, render_model
     from soundmark.learn.export import export as run_export
     from soundmark.learn.train import train as run_training
     from soundmark.splits import folded
@@ -95,6 +96,11 @@ def train(
         dataset.in_folds([test_fold])  # or it says which there are
     for text in (*dataset.stamps, *dataset.warnings, *(split.warnings if split else ())):
         render.print_note(text, aside=True)
+    if merged.ensemble.members:
+        if weights or chosen:
+            raise click.UsageError("--weights and --train-folds are for one network", context)
+        _ensemble(merged, dataset, test_fold or 0, out, bundle_dir, split, smoke)
+        return
     if smoke or out is None:
         _smoke(merged, dataset, test_fold or 0, out, weights)
         return
@@ -118,7 +124,7 @@ def train(
         return
     with render.clip_progress("features", len(dataset.clips)) as on_clip:
         written, agreement = run_export(run, bundle_dir, data=data, on_clip=on_clip)
-    render.print_export(written, agreement.to_dict())
+    render_model.print_export(written, agreement.to_dict())
 
 
 def _smoke(preset: Preset, dataset: Dataset, test_fold: int, out: Path | None, weights: Path | None) -> None:
@@ -146,6 +152,46 @@ def _smoke(preset: Preset, dataset: Dataset, test_fold: int, out: Path | None, w
         render.print_note(line)
 
 
+def _ensemble(
+    preset: Preset,
+    dataset: Dataset,
+    test_fold: int,
+    out: Path | None,
+    target: Path | None,
+    split: Split | None,
+    smoke: bool,
+) -> None:
+    import tempfile
+
+    from soundmark import render
+    from soundmark.learn.cv import n_epochs, train_ensemble
+    from soundmark.learn.teach import smoke as run_smoke
+
+    def on_note(text: str) -> None:
+        render.print_note(text, aside=True)
+
+    if smoke or out is None:
+        with tempfile.TemporaryDirectory(prefix="soundmark-smoke-") as scratch:
+            for line in run_smoke(
+                preset, dataset, test_fold=test_fold, out=out or Path(scratch), on_note=on_note
+            ):
+                render.print_note(line)
+        return
+    target = target or out / "ensemble"
+    with render.clip_progress("epochs", n_epochs(preset, dataset, (test_fold,))) as on_epoch:
+        made = train_ensemble(
+            preset,
+            dataset,
+            test_fold=test_fold,
+            out=out,
+            target=target,
+            split=split,
+            on_epoch=on_epoch,
+            on_note=on_note,
+        )
+    render.print_note(f"wrote {made.path}: {len(made.models)} members, {made.n_bytes:,} bytes")
+
+
 @click.command(short_help="Turn a finished run into a bundle.")
 @click.argument("run", type=cli_options.path)
 @click.option("--out", type=cli_options.path, metavar="DIR", required=True, help="Bundle directory to write.")
@@ -155,7 +201,7 @@ def _smoke(preset: Preset, dataset: Dataset, test_fold: int, out: Path | None, w
 def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: str | None) -> None:
     """Turn a finished training RUN into a bundle: batch norm folded, int8, agreement checked."""
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
-    from soundmark import render
+    from soundmark import render, render_model
     from soundmark.learn.export import export as run_export
     from soundmark.learn.run_folder import open_run
 
@@ -165,7 +211,7 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
         written, agreement = run_export(
             opened, out, data=data, config=merged.export, overwrite=overwrite, on_clip=on_clip
         )
-    render.print_export(written, agreement.to_dict())
+    render_model.print_export(written, agreement.to_dict())
 
 
 @click.command(short_help="Score a bundle on folds of a data set.")
@@ -206,12 +252,10 @@ def evaluate(
     if cv:
         return _evaluate_cv(cv, dataset, split_file, chosen or (), threads, out, as_json)
     from soundmark import evaluate as evaluation
-    from soundmark import render
-    from soundmark.classifier import Classifier
+    from soundmark import render, render_model
+    from soundmark.ensemble import load_model
 
-    classifiers = [
-        Classifier.load(name, threads=threads) for name in ([model, against] if against else [model])
-    ]
+    classifiers = [load_model(name, threads=threads) for name in ([model, against] if against else [model])]
     if split_file or dataset.has_folds or chosen or any(map(evaluation.split_of, classifiers)):
         from soundmark.splits import folded
 
@@ -236,7 +280,7 @@ def evaluate(
         render.print_json({**reports[0].to_dict(), **extra})
     else:
         for report in reports:
-            render.print_report(report)
+            render_model.print_report(report)
         if equal is not None:
             render.print_note(f"equal top labels: {equal:.2%}")
     if out:  # after printing: a full disk must not cost the figures
@@ -254,7 +298,7 @@ def _evaluate_cv(
     out: Path | None,
     as_json: bool,
 ) -> int:
-    from soundmark import cross_validation, render
+    from soundmark import cross_validation, render, render_model
     from soundmark.splits import folded
 
     found = cross_validation.find_bundles(folder)
@@ -269,7 +313,7 @@ def _evaluate_cv(
     if as_json:
         render.print_json(report.to_dict())
     else:
-        render.print_report(report)
+        render_model.print_report(report)
     if out:
         report.write(out)
         click.echo(f"report: {out}", err=as_json)

@@ -44,6 +44,9 @@ def _value(hint: Any) -> dict[str, Any]:
 
 
 model = click.option(
+    "--model", metavar="M", help="Bundle or ensemble, or the name of a bundle that ships with the package."
+)
+bundle = click.option(
     "--model", metavar="M", help="Bundle directory, or the name of one that ships with the package."
 )
 data = click.option(

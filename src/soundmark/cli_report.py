@@ -37,7 +37,7 @@ def report(report: Path, html: Path, data: str | None, processes: int | None, as
     """
     from dataclasses import replace
 
-    from soundmark import evaluate, render, report_files, report_page
+    from soundmark import evaluate, render, render_model, report_files, report_page
 
     judged = report_files.read(report)
     tables = html.with_suffix(".json")
@@ -61,7 +61,7 @@ def report(report: Path, html: Path, data: str | None, processes: int | None, as
     if as_json:
         render.print_json(judged.to_dict())
     else:
-        render.print_report(judged)
+        render_model.print_report(judged)
     _write(judged, tables, html, page)
     render.print_note(f"page: {html}, its figures: {tables}", aside=as_json)
 

@@ -12,7 +12,7 @@ from soundmark.serve_config import ServeConfig
 
 
 @click.command(short_help="Answer over HTTP.")
-@cli_options.model
+@cli_options.bundle
 @cli_options.token
 @click.option("--print-config", is_flag=True, help="Print all values as TOML and stop.")
 @cli_options.config_options(ServeConfig)

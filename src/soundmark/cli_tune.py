@@ -70,12 +70,11 @@ def cv(
     merged = load_preset(preset, overrides)
     chosen = cli_options.folds(folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
-    from soundmark import render
-    from soundmark.learn.cv import cross_validate
+    from soundmark import render, render_model
+    from soundmark.learn.cv import cross_validate, n_epochs
 
     dataset, split = _folded(data, split_file, lenient)
-    n_folds = len(chosen or dataset.folds)
-    with render.clip_progress("epochs", n_folds * merged.train.epochs) as on_epoch:
+    with render.clip_progress("epochs", n_epochs(merged, dataset, chosen)) as on_epoch:
         report = cross_validate(
             merged,
             dataset,
@@ -91,7 +90,7 @@ def cv(
     if as_json:
         render.print_json(report.to_dict())
     else:
-        render.print_report(report)
+        render_model.print_report(report)
     click.echo(f"report: {out / 'report.json'}", err=as_json)
     return errors.EXIT_SOME_FAILED if report.failures else errors.EXIT_OK
 
@@ -146,6 +145,8 @@ def tune(
     The same command goes on where it was ended; started again elsewhere meanwhile, it works on the same study.
     """
     merged = load_preset(preset, overrides)
+    if merged.ensemble.members:
+        raise errors.ConfigError(f"{merged.name} is an ensemble", wanted="one of its members")
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
     from soundmark.learn.tune import tune as run_tuning

@@ -254,8 +254,21 @@ class ExportConfig(Config, frozen=True, kw_only=True):
     calibration_clips: Positive = 200  # training clips whose activations set the int8 ranges
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"  # how ranges follow from activations
     float_first: bool = True  # keep the first convolution in float (int8 there costs most accuracy)
+    float_last: bool = False  # keep the last layer in float, for one whose weights differ much in size
     golden_windows: Positive = 64  # windows on which torch, ONNX and int8 are compared
     max_int8_disagreement: Fraction = 0.1  # share of golden windows whose top-1 may change, else export fails
+
+
+class EnsembleConfig(Config, frozen=True, kw_only=True):
+    """Members of a preset that is an ensemble; of its other sections, none is used then."""
+
+    members: tuple[str, ...] = ()  # presets; "a + b": frozen ones side by side under one linear layer
+    l2: PositiveFloat = 0.01  # penalty on the weights of that layer
+
+    def check(self) -> None:
+        """Refuse an entry without a name."""
+        if any(not name.strip() for entry in self.members for name in entry.split(" + ")):
+            raise ValueError("`members` has an entry without the name of a preset")
 
 
 class PrepareConfig(Config, frozen=True, kw_only=True):

@@ -15,17 +15,19 @@ from typing import Any
 
 import numpy as np
 
-from soundmark.classifier import Classifier
 from soundmark.dataset import Clip, Dataset
+from soundmark.ensemble import load_model
+from soundmark.ensemble_manifest import MANIFEST as ENSEMBLE
 from soundmark.errors import BundleError, DatasetError
 from soundmark.evaluate import Report, collection, evaluate, figures, stamps
+from soundmark.model import Model
 
 _HONEST = ("LEAKY",)
 """Stamps that say something about the data, not about what the bundle has seen."""
 
 
 def find_bundles(folder: Path, folds: Iterable[int] = ()) -> dict[int, Path]:
-    """Return fold -> bundle directory: ``fold<k>/``, or ``fold<k>/bundle/`` as `soundmark cv` leaves them.
+    """Return fold -> bundle or ensemble: ``fold<k>/``, or ``fold<k>/bundle/`` as `soundmark cv` leaves them.
 
     Args:
         folder: holds them.
@@ -38,7 +40,7 @@ def find_bundles(folder: Path, folds: Iterable[int] = ()) -> dict[int, Path]:
     for path in sorted(folder.glob("fold*")) if folder.is_dir() else []:
         match = re.fullmatch("fold([0-9]{1,4})", path.name)
         for candidate in (path / "bundle", path):
-            if match and (candidate / "bundle.json").is_file():
+            if match and any((candidate / name).is_file() for name in ("bundle.json", ENSEMBLE)):
                 found.setdefault(int(match[1]), candidate)
     missing = sorted(set(folds) - set(found))
     if missing or not found:
@@ -51,34 +53,40 @@ def find_bundles(folder: Path, folds: Iterable[int] = ()) -> dict[int, Path]:
     return {fold: found[fold] for fold in sorted(set(folds) or found)}
 
 
-def load_bundles(bundles: Mapping[int, Path], *, threads: int = 1) -> dict[int, Classifier]:
-    """Return fold -> classifier.
+def load_bundles(bundles: Mapping[int, Path], *, threads: int = 1) -> dict[int, Model]:
+    """Return fold -> model.
 
     Raises:
-        BundleError: one cannot be used, or they are not of one system (labels, preset or network differ).
+        BundleError: one cannot be used, or they are not of one system; see `refuse_mixed`.
     """
-    loaded = {fold: Classifier.load(path, threads=threads) for fold, path in bundles.items()}
-    first = next(iter(loaded.values()))
-    for fold, classifier in loaded.items():
-        for what in ("preset", "network"):
-            names = [str(_training(one).get(what, "")) for one in (first, classifier)]
-            if names[0] != names[1]:
-                raise BundleError(
-                    f"fold {fold} has the {what} {names[1]!r}, the first one {names[0]!r}",
-                    wanted="bundles of one system, one per fold",
-                    code="mixed_bundles",
-                )
-        if classifier.labels != first.labels:
-            raise BundleError(
-                f"the bundle of fold {fold} has other labels than the first one",
-                wanted="bundles of one system, one per fold",
-                code="mixed_bundles",
-            )
+    loaded = {fold: load_model(path, threads=threads) for fold, path in bundles.items()}
+    refuse_mixed({f"fold {fold}": model for fold, model in loaded.items()})
     return loaded
 
 
+def refuse_mixed(models: Mapping[str, Model]) -> None:
+    """Refuse models that are not of one system: labels, preset or network differ from those of the first one.
+
+    Raises:
+        BundleError: the code is ``mixed_bundles``.
+    """
+    first = next(iter(models.values()))
+    for name, model in models.items():
+        problem = "has other labels than the first one" if model.labels != first.labels else ""
+        for what in ("network", "preset"):
+            here, there = (str(one.training.get(what, "")) for one in (model, first))
+            if here != there:
+                problem = f"has the {what} {here!r}, the first one {there!r}"
+        if problem:
+            raise BundleError(
+                f"{name} {problem}",
+                wanted="bundles of one system, trained on different folds",
+                code="mixed_bundles",
+            )
+
+
 def evaluate_folds(
-    classifiers: Mapping[int, Classifier],
+    classifiers: Mapping[int, Model],
     dataset: Dataset,
     *,
     on_clip: Callable[[int], None] | None = None,
@@ -88,7 +96,7 @@ def evaluate_folds(
     """Return the report over all folds, and that of each fold.
 
     Args:
-        classifiers: fold -> the classifier that has never seen it (`load_bundles`).
+        classifiers: fold -> the model that has never seen it (`load_bundles`).
         dataset: with folds; where the classifiers know a choice of its labels, only those clips count.
         on_clip: called with 1 after every clip.
         made_by: what the report is called.
@@ -110,26 +118,26 @@ def evaluate_folds(
     return merged(reports, dataset, made_by=made_by), reports
 
 
-def refuse_if_seen(classifier: Classifier, dataset: Dataset, fold: int) -> None:
-    """Refuse a bundle that may know clips of ``fold``, going by its provenance.
+def refuse_if_seen(model: Model, dataset: Dataset, fold: int) -> None:
+    """Refuse a model that may know clips of ``fold``, going by what it says of each training in it.
 
     Raises:
         DatasetError: it was trained with another fold kept aside, on this fold, on other data, or does not say.
     """
-    training = _training(classifier)
-    reasons = [text for text in stamps(classifier, dataset, (fold,)) if not text.startswith(_HONEST)]
-    aside, seen = training.get("test_fold"), training.get("train_folds")
-    if aside != fold:
-        reasons.append(f"it says that fold {aside} was kept aside")
-    if isinstance(seen, list) and fold in seen:
-        reasons.append(f"it says that fold {fold} was trained on")
-    if not reasons and collection(str(training.get("data"))) != collection(dataset.name):
-        known = set(seen or ()) <= set(dataset.folds)
-        if not (known and dataset.in_folds(seen or ()).digest() == training.get("data_digest")):
-            reasons.append(f"it was trained on {training.get('data')!r}, this is {dataset.name!r}")
+    reasons = [text for text in stamps(model, dataset, (fold,)) if not text.startswith(_HONEST)]
+    for training in model.trainings:
+        aside, seen = training.get("test_fold"), training.get("train_folds")
+        if aside != fold:
+            reasons.append(f"it says that fold {aside} was kept aside")
+        if isinstance(seen, list) and fold in seen:
+            reasons.append(f"it says that fold {fold} was trained on")
+        if not reasons and collection(str(training.get("data"))) != collection(dataset.name):
+            known = set(seen or ()) <= set(dataset.folds)
+            if not (known and dataset.in_folds(seen or ()).digest() == training.get("data_digest")):
+                reasons.append(f"it was trained on {training.get('data')!r}, this is {dataset.name!r}")
     if reasons:
         raise DatasetError(
-            f"the bundle {classifier.bundle.path} may not be scored on fold {fold}: {'; '.join(reasons)}",
+            f"{model.path} may not be scored on fold {fold}: {'; '.join(dict.fromkeys(reasons))}",
             wanted="a bundle that was trained on the other folds of this data, with this one kept aside",
             cause="folders that were mixed up, or bundles of another split",
             code="leak",
@@ -140,7 +148,7 @@ def merged(reports: Mapping[int, Report], dataset: Dataset, *, made_by: str) -> 
     """Return one report over the clips of all ``reports`` (fold -> report on that fold of ``dataset``).
 
     Accuracy, its interval (resampled by source over all folds) and every other figure are `evaluate.figures` of all
-    answers together; ``accuracy_fold_mean`` and ``accuracy_fold_std`` (n - 1) are over folds.
+    answers together; ``accuracy_fold_mean`` and ``accuracy_fold_std`` (n - 1) are over folds, as the temperature is.
     """
     folds = sorted(reports)
     parts = [reports[fold] for fold in folds]
@@ -161,6 +169,7 @@ def merged(reports: Mapping[int, Report], dataset: Dataset, *, made_by: str) -> 
         **parts[0].provenance,
         "report": made_by,
         "model_digest": hashlib.sha256(digests.encode()).hexdigest(),
+        "temperature": round(float(np.mean([part.provenance["temperature"] for part in parts])), 6),
         "model_bytes": max(int(part.provenance["model_bytes"]) for part in parts),
         "data_digest": dataset.in_folds(folds).digest(),
         "folds": folds,
@@ -174,18 +183,13 @@ def merged(reports: Mapping[int, Report], dataset: Dataset, *, made_by: str) -> 
                 "accuracy": part.figures["accuracy"],
                 **{
                     key: part.provenance[key]
-                    for key in ("model_digest", "model_bytes", "seconds", "training")
+                    for key in ("model_digest", "model_bytes", "temperature", "seconds", "training")
                 },
             }
             for fold, part in zip(folds, parts, strict=True)
         ],
     }
     return Report(made, provenance, answers, failures)
-
-
-def _training(classifier: Classifier) -> dict[str, Any]:
-    training = classifier.manifest.provenance.get("training", {})
-    return training if isinstance(training, dict) else {}
 
 
 def _common(key: str, value: Any, trainings: list[dict[str, Any]]) -> bool:

@@ -1,6 +1,6 @@
-"""Scores a classifier over folds: one JSON report, from which every figure in the docs comes.
+"""Scores a model over folds: one JSON report, from which every figure in the docs comes.
 
-The clips go through `Classifier.classify` like any user's file. What the bundle says about its training decides how
+The clips go through `classify` like any user's file. What a bundle says about its training decides how
 the report may be called: a report over clips that the model was trained on is stamped, never silently good.
 """
 
@@ -12,7 +12,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -25,10 +25,10 @@ import soundmark
 from soundmark import breakdowns, storage
 from soundmark.breakdowns import bootstrap_interval as bootstrap_interval
 from soundmark.breakdowns import share
-from soundmark.classifier import Classifier
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import DatasetError
-from soundmark.postprocess import Failure
+from soundmark.model import Model
+from soundmark.postprocess import Failure, Prediction, log_scores
 
 HEADLINE_TOP = 3
 PUBLISHED = ("docs", "results")
@@ -47,6 +47,7 @@ class Answer:
     score: float
     rank: int
     flags: tuple[str, ...]
+    raw_score: float | None = None  # of the same label at temperature 1, where the model has another one
 
     @property
     def right(self) -> bool:
@@ -55,7 +56,10 @@ class Answer:
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain data for JSON."""
-        return {**{name: getattr(self, name) for name in self.__slots__}, "flags": list(self.flags)}
+        row = {**{name: getattr(self, name) for name in self.__slots__}, "flags": list(self.flags)}
+        if self.raw_score is None:
+            del row["raw_score"]
+        return row
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,17 +97,17 @@ class Report:
 
 
 def evaluate(
-    classifier: Classifier,
+    model: Model,
     dataset: Dataset,
     *,
     folds: Iterable[int] | None = None,
     on_clip: Callable[[int], None] | None = None,
     command: str = "",
 ) -> Report:
-    """Return the report of ``classifier`` on the clips of ``folds`` (all where None).
+    """Return the report of ``model`` on the clips of ``folds`` (all where None).
 
     Args:
-        classifier: any bundle; its labels must be those of the data set, in any order.
+        model: any bundle or ensemble; its labels must be those of the data set, in any order.
         dataset: the clips.
         folds: the folds to score.
         on_clip: called with 1 after every clip.
@@ -114,10 +118,10 @@ def evaluate(
     """
     chosen = tuple(sorted(set(folds))) if folds is not None else dataset.folds
     test_set = dataset.in_folds(chosen)
-    unknown = sorted(set(dataset.labels) - set(classifier.labels))
+    unknown = sorted(set(dataset.labels) - set(model.labels))
     if unknown:
         raise DatasetError(
-            f"the model {classifier.name!r} does not know the label {', '.join(unknown[:5])}",
+            f"the model {model.name!r} does not know the label {', '.join(unknown[:5])}",
             wanted="a model trained on the labels of the data set",
             cause="it was trained on a choice of labels: --known-labels scores those alone",
             code="unknown_label",
@@ -126,30 +130,30 @@ def evaluate(
     answers: list[Answer] = []
     failures: list[Failure] = []
     failed: list[Clip] = []
-    rows = classifier.classify_many([clip.path for clip in test_set.clips], top_k=1)
+    rows = model.classify_many([clip.path for clip in test_set.clips], top_k=1)
     for clip, row in zip(test_set.clips, rows, strict=True):
         if isinstance(row, Failure):
             failures.append(row)
             failed.append(clip)
         else:
-            answers.append(_answer(clip, classifier, row.scores, row.flags))
+            answers.append(_answer(clip, model, row))
         if on_clip:
             on_clip(1)
     seconds = time.perf_counter() - began
     provenance = {
         "report": "soundmark evaluate",
         "soundmark": soundmark.__version__,
-        "model": classifier.name,
-        "model_digest": classifier.digest,
-        "model_bytes": len(classifier.bundle.model),
-        "temperature": classifier.manifest.decision.temperature,
+        "model": model.name,
+        "model_digest": model.digest,
+        "model_bytes": model.n_bytes,
+        "temperature": model.decision.temperature,
         "data": dataset.name,
         "data_digest": test_set.digest(),
         "split": dataset.split,
         "folds": list(chosen),
         "n_clips": len(test_set.clips),
-        "stamps": stamps(classifier, dataset, chosen),
-        "training": classifier.manifest.provenance.get("training", {}),
+        "stamps": stamps(model, dataset, chosen),
+        "training": model.training,
         "seconds": round(seconds, 2),
         "machine": f"{platform.machine()}, {platform.system()}, Python {platform.python_version()}",
         "onnxruntime": onnxruntime.__version__,
@@ -175,16 +179,17 @@ def refuse_stamped(found: Iterable[str], path: Path) -> None:
         )
 
 
-def stamps(classifier: Classifier, dataset: Dataset, folds: tuple[int, ...]) -> list[str]:
-    """Return why a figure on these folds would not be an honest one.
+def stamps(model: Model, dataset: Dataset, folds: tuple[int, ...]) -> list[str]:
+    """Return why a figure on these folds would not be an honest one; each training in the model is asked.
 
     ``TRAINED ON``: the model saw these folds. ``UNKNOWN TRAINING``: the bundle does not say what it saw.
     ``OTHER SPLIT``: it was trained under another split of the same data, and may have seen these clips. ``LEAKY``: the
     split of the data, or of the training, has a recording on both sides.
     """
-    training = classifier.manifest.provenance.get("training", {})
-    leaky = dict.fromkeys([*dataset.stamps, *map(str, training.get("stamps", []))])
-    return [*leaky, *_seen_before(training, dataset, folds)]
+    found = list(dataset.stamps)
+    for training in model.trainings:
+        found += [*map(str, training.get("stamps", [])), *_seen_before(training, dataset, folds)]
+    return list(dict.fromkeys(found))
 
 
 def _seen_before(training: dict[str, Any], dataset: Dataset, folds: tuple[int, ...]) -> list[str]:
@@ -200,9 +205,9 @@ def _seen_before(training: dict[str, Any], dataset: Dataset, folds: tuple[int, .
     return [f"TRAINED ON fold {', '.join(map(str, both))}: not a test figure"] if both else []
 
 
-def split_of(classifier: Classifier) -> str:
+def split_of(model: Model) -> str:
     """Return the hash of the split that a model was trained under, "" for the data's own folds."""
-    return str(classifier.manifest.provenance.get("training", {}).get("split", ""))
+    return str(model.training.get("split", ""))
 
 
 def collection(name: str) -> str:
@@ -241,7 +246,7 @@ def figures(answers: Sequence[Answer], failed: Sequence[Clip], labels: tuple[str
         "per_class": per_class,
         "labels": list(labels),
         "confusion": confusion.tolist(),
-        "calibration": breakdowns.calibration(answers),
+        "calibration": _calibration(answers),
         "coverage": breakdowns.coverage(clips),
         "by_group": breakdowns.by_group(clips, labels),
     }
@@ -265,21 +270,32 @@ def agreement(one: Report, other: Report) -> float:
     return share(sum(first[name] == second[name] for name in first), len(first))
 
 
-def _answer(
-    clip: Clip, classifier: Classifier, scores: npt.NDArray[np.float32], flags: tuple[str, ...]
-) -> Answer:
-    true = classifier.labels.index(clip.label)
+def _calibration(answers: Sequence[Answer]) -> dict[str, Any]:
+    """Return `breakdowns.calibration`, and ``raw_ece`` at temperature 1 where the scores have another one."""
+    table = breakdowns.calibration(answers)
+    if any(answer.raw_score is not None for answer in answers):
+        raw = [a if a.raw_score is None else replace(a, score=a.raw_score) for a in answers]
+        table["raw_ece"] = breakdowns.calibration(raw)["ece"]
+    return table
+
+
+def _answer(clip: Clip, model: Model, row: Prediction) -> Answer:
+    scores, true = row.scores, model.labels.index(clip.label)
     rank = int(np.sum(scores >= scores[true])) - 1  # ties count against the model
     best = int(np.where(np.arange(len(scores)) == true, -1.0 if rank else 2.0, scores).argmax())
+    raw_score = None
+    if model.decision.temperature != 1 and "silent" not in row.flags:
+        raw_score = round(float(np.exp(log_scores(row.logits, 1.0, model.decision.pooling)[best])), 6)
     return Answer(
         name=clip.name,
         fold=clip.fold,
         source=clip.source,
         label=clip.label,
-        heard=classifier.labels[best],
+        heard=model.labels[best],
         score=round(float(scores[best]), 6),
         rank=rank,
-        flags=flags,
+        flags=row.flags,
+        raw_score=raw_score,
     )
 
 

@@ -142,6 +142,28 @@ def pool(scores: npt.NDArray[np.float64], pooling: str) -> npt.NDArray[np.float6
     return best / best.sum()  # type: ignore[no-any-return]
 
 
+def log_scores(logits: npt.ArrayLike, temperature: float, pooling: str) -> npt.NDArray[np.float64]:
+    """Return the logarithm of pooled scores ``(..., n_labels)`` from window logits ``(..., n_windows, n_labels)``.
+
+    The same as ``log(pool(softmax(logits, temperature), pooling))``, but finite where a score is too small for a float.
+    """
+    x = np.asarray(logits, dtype=np.float64) / temperature
+    x = x - _log_sum(x, axis=-1)[..., None]
+    if x.shape[-2] == 1:
+        return x[..., 0, :]
+    if pooling == "mean":
+        return _log_sum(x, axis=-2) - np.log(x.shape[-2])  # type: ignore[no-any-return]
+    best = x.max(axis=-2)
+    return best - _log_sum(best, axis=-1)[..., None]  # type: ignore[no-any-return]
+
+
+def _log_sum(x: npt.NDArray[np.float64], *, axis: int) -> npt.NDArray[np.float64]:
+    """Return ``log(sum(exp(x)))`` over ``axis``, without overflow."""
+    top = x.max(axis=axis, keepdims=True)
+    total = np.log(np.exp(x - top).sum(axis=axis, keepdims=True)) + top
+    return np.squeeze(total, axis=axis)  # type: ignore[no-any-return]
+
+
 def decide(
     logits: Array,
     *,

@@ -16,6 +16,7 @@ from soundmark.config import (
     AugmentConfig,
     DecisionConfig,
     DistillConfig,
+    EnsembleConfig,
     ExportConfig,
     FrontendConfig,
     NetworkConfig,
@@ -53,6 +54,7 @@ class Preset(Config, frozen=True, kw_only=True):
     train: TrainConfig = TrainConfig()
     distill: DistillConfig = DistillConfig()
     export: ExportConfig = ExportConfig()
+    ensemble: EnsembleConfig = EnsembleConfig()
     tune: dict[str, Search] = {}  # "section.field" -> where to look, beside `learn.search.DEFAULTS`
     provenance: Provenance = Provenance()
 

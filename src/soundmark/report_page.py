@@ -128,6 +128,8 @@ def _calibration(given: Figures) -> str:
         told = f"Temperature {given.show('temperature', 'g')}: the scores are as trained, nothing was fitted."
     else:
         told = f"Temperature {given.show('temperature', 'g')}, from the bundle: fitted on an inner split of training."
+    if "raw_ece" in given.at("figures.calibration"):
+        told += f" At temperature 1 the error is {given.show('figures.calibration.raw_ece', '.3f')}."
     at = "figures.calibration.bins"
     reliable = curve(
         [(b["score"], b["accuracy"], f"{b['clips']} clips") for b in bins if b["clips"]],

@@ -21,7 +21,6 @@ LONGER = {
     "audio.py": 480,
     "containers.py": 520,
     "demo.py": 400,
-    "render.py": 420,
 }
 """Files that are over the limit today, and how long they may be: shorten, never raise."""
 

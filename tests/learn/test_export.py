@@ -29,6 +29,7 @@ from soundmark.evaluate import evaluate  # noqa: E402
 from soundmark.learn import export as module  # noqa: E402
 from soundmark.learn import networks  # noqa: E402
 from soundmark.learn.export import Agreement, export, fold_batch_norm, quantize  # noqa: E402
+from soundmark.learn.finished import training_features  # noqa: E402
 from soundmark.learn.run_folder import Run  # noqa: E402
 from soundmark.learn.train import train  # noqa: E402
 
@@ -146,7 +147,7 @@ def test_calibration_on_nothing_is_refused(fp32: Path, calibration: np.ndarray) 
 
 @pytest.mark.parametrize("method", ["minmax", "percentile", "entropy"])
 def test_every_calibration_method_gives_a_model_that_loads(run: Run, fp32: Path, method: Any) -> None:
-    store = module._training_features(run, None, None)
+    store = training_features(run, None, None)
     model = quantize(fp32, module._features(store, 10, offset=0), ExportConfig(calibration=method))
     runtime = module.Runtime(model, input_shape=(32, 51), n_labels=5)
     assert np.isfinite(runtime.logits(windows(3))).all()
@@ -166,7 +167,7 @@ def test_other_training_data_is_refused_and_other_test_data_is_not_looked_at(
     clips = load_esc50(tmp_path / "data").clips
     test = [clip for clip in clips if clip.fold == synthetic.TEST_FOLD]
     test[0].path.write_bytes(b"changed")
-    assert len(module._training_features(run, tmp_path / "data", None).linear) == 80
+    assert len(training_features(run, tmp_path / "data", None).linear) == 80
     train_clip = next(clip for clip in clips if clip.fold == 2)
     shutil.copy(clips[0].path, train_clip.path)
     with pytest.raises(TrainingError) as caught:
@@ -255,11 +256,11 @@ def test_damaged_weights_are_refused(run: Run, tmp_path: Path) -> None:
 def test_a_run_on_a_choice_of_labels_is_exported_with_them(dataset: Dataset, tmp_path: Path) -> None:
     part = dataset.with_labels(["hum", "tone", "clicks"])
     run = train(synthetic.tiny_preset(epochs=1), part, test_fold=5, out=tmp_path / "run", train_folds=(1, 2))
-    assert len(module._training_features(run, None, None).linear) == len(part.in_folds([1, 2]).clips)
+    assert len(training_features(run, None, None).linear) == len(part.in_folds([1, 2]).clips)
 
 
 def test_calibration_and_golden_windows_are_spread_and_differ(run: Run) -> None:
-    store = module._training_features(run, None, None)
+    store = training_features(run, None, None)
     some, others = module._features(store, 8, offset=0), module._features(store, 8, offset=1)
     assert some.shape == others.shape == (8, 32, 51)
     assert not any(np.array_equal(a, b) for a in some for b in others)

@@ -19,6 +19,7 @@ from soundmark import bundle  # noqa: E402
 from soundmark.config import WaveConfig  # noqa: E402
 from soundmark.dataset import Dataset, load_esc50  # noqa: E402
 from soundmark.errors import DatasetError  # noqa: E402
+from soundmark.learn import teach  # noqa: E402
 from soundmark.learn.smoke import few_clips, smoke  # noqa: E402
 from soundmark.preset import load_preset, preset_names  # noqa: E402
 
@@ -57,7 +58,7 @@ def test_the_whole_road_in_shapes_and_one_loss(dataset: Dataset, tmp_path: Path)
 
 
 @pytest.mark.data
-@pytest.mark.parametrize("name", preset_names())
+@pytest.mark.parametrize("name", [name for name in preset_names() if not load_preset(name).ensemble.members])
 def test_every_preset_passes_on_real_data_in_a_minute(name: str, tmp_path: Path) -> None:
     if not os.environ.get("SOUNDMARK_ESC50"):
         pytest.skip("SOUNDMARK_ESC50 does not name the real ESC-50")
@@ -66,3 +67,17 @@ def test_every_preset_passes_on_real_data_in_a_minute(name: str, tmp_path: Path)
     assert seen.loss == pytest.approx(math.log(8), abs=0.8)
     assert seen.logits[1] == 8
     assert time.process_time() - began < 60  # of one core, whatever else the machine does
+
+
+@pytest.mark.data
+@pytest.mark.parametrize("name", [name for name in preset_names() if load_preset(name).ensemble.members])
+def test_every_ensemble_passes_on_real_data_in_a_minute(name: str, tmp_path: Path) -> None:
+    if not os.environ.get("SOUNDMARK_ESC50"):
+        pytest.skip("SOUNDMARK_ESC50 does not name the real ESC-50")
+    began = time.process_time()
+    notes: list[str] = []
+    lines = teach.smoke(load_preset(name), load_esc50(), test_fold=5, out=tmp_path, on_note=notes.append)
+    assert "members" in lines[-1]
+    if not os.environ.get("SOUNDMARK_YAMNET"):
+        assert any("random weights" in note for note in notes)
+    assert time.process_time() - began < 60

@@ -26,7 +26,7 @@ from soundmark import bundle  # noqa: E402
 from soundmark.checked import Search, from_dict, to_dict, to_toml  # noqa: E402
 from soundmark.dataset import Dataset  # noqa: E402
 from soundmark.errors import ConfigError, StorageError, TrainingError  # noqa: E402
-from soundmark.learn import cv, tune, workers  # noqa: E402
+from soundmark.learn import cv, fold_bundle, tune, workers  # noqa: E402
 from soundmark.learn.search import as_it_is, search_space, with_values  # noqa: E402
 from soundmark.learn.study import SharedStudy, TrialState  # noqa: E402
 from soundmark.learn.train import train  # noqa: E402
@@ -54,7 +54,7 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
         return results
 
     monkeypatch.setattr(tune, "in_processes", in_this_process)
-    monkeypatch.setattr(cv, "in_processes", in_this_process)
+    monkeypatch.setattr(fold_bundle, "in_processes", in_this_process)
 
 
 def killed(args: list[str], until: Callable[[], bool]) -> None:

@@ -119,13 +119,11 @@ def test_evaluate_refuses_before_it_scores(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from soundmark import classifier, evaluate
+    from soundmark import ensemble, evaluate
 
-    model = SimpleNamespace(
-        name="told",
-        manifest=SimpleNamespace(provenance={"training": {"train_folds": [1], "data": data.name}}),
-    )
-    monkeypatch.setattr(classifier.Classifier, "load", lambda name, **options: model)
+    training = {"train_folds": [1], "data": data.name}
+    model = SimpleNamespace(name="told", training=training, trainings=(training,))
+    monkeypatch.setattr(ensemble, "load_model", lambda name, **options: model)
     monkeypatch.setattr(evaluate, "evaluate", lambda *a, **k: pytest.fail("it was scored"))
     monkeypatch.chdir(tmp_path)
     out = Path("docs", "results", "r.json")

@@ -1,5 +1,7 @@
 """Cross-validation: for every fold a run that has never seen it, its int8 bundle, and one report over all of them.
 
+A preset that is an ensemble has its members trained, and inner runs, as `learn.teach` says.
+
 ``out`` holds cv.json (whose it is), fold<k>/run, fold<k>/bundle, fold<k>/report.json and report.json. The same command
 goes on wherever it was ended: finished bundles are kept, unfinished runs go on from their last checkpoint.
 """
@@ -13,17 +15,17 @@ from typing import Any
 import torch
 
 import soundmark
-from soundmark import bundle
 from soundmark.config import to_dict
 from soundmark.cross_validation import evaluate_folds, load_bundles
 from soundmark.dataset import Dataset
-from soundmark.errors import BundleError, SoundmarkError
+from soundmark.ensemble import Ensemble
+from soundmark.errors import ConfigError
 from soundmark.evaluate import Report
 from soundmark.learn import pretrained
-from soundmark.learn.export import export
-from soundmark.learn.run_folder import epochs_done, file_digest, lock, open_run, settle
-from soundmark.learn.train import train
-from soundmark.learn.workers import in_processes, refuse_several_devices
+from soundmark.learn.fold_bundle import Training, bring
+from soundmark.learn.run_folder import file_digest, lock, settle
+from soundmark.learn.teach import members_of, plan, teach
+from soundmark.learn.workers import refuse_several_devices
 from soundmark.preset import Preset
 from soundmark.splits import Split
 
@@ -62,33 +64,45 @@ def cross_validate(
         SoundmarkError: what training, export and evaluation raise, the fold named; other folds are finished first.
     """
     refuse_several_devices(preset)
+    if preset.ensemble.members and weights:
+        raise ConfigError(
+            f"one file of weights for the members of {preset.name}",
+            wanted="a variable for each network, such as SOUNDMARK_YAMNET=FILE",
+        )
     if preset.labels and preset.labels != dataset.labels:
         dataset = dataset.with_labels(preset.labels)
     chosen = tuple(sorted(set(folds))) or dataset.folds
     dataset.in_folds(chosen)  # or it says which there are
     homes = {fold: out / f"fold{fold}" for fold in chosen}
-    seen = dict.fromkeys(chosen, 0)
-
-    def look() -> None:
-        for fold, home in homes.items():
-            done = epochs_done(home / "run")
-            if on_epoch and done > seen[fold]:
-                on_epoch(done - seen[fold])
-            seen[fold] = max(seen[fold], done)
-
-    weights = weights or pretrained.at_hand(preset.network)  # the same for every fold, and kept in cv.json
+    if not preset.ensemble.members:  # those find their own
+        weights = weights or pretrained.at_hand(
+            preset.network
+        )  # the same for every fold, and kept in cv.json
     with lock(out):
         settle(out / "cv.json", _identity(preset, dataset, weights))
-        calls = [(preset, dataset, fold, home, split, weights) for fold, home in homes.items()]
-        results = in_processes(train_fold, calls, jobs=jobs, on_wait=look)
-        for fold, result in zip(chosen, results, strict=True):
-            for note in result if isinstance(result, list) else ():
-                if on_note:
-                    on_note(f"fold {fold}: {note}")
-        for fold, result in zip(chosen, results, strict=True):
-            if isinstance(result, SoundmarkError):
-                saw = f"fold {fold}: {result.saw}"
-                raise type(result)(saw, wanted=result.wanted, cause=result.cause, code=result.code)
+        if preset.ensemble.members:
+            targets = {fold: home / "bundle" for fold, home in homes.items()}
+            teach(
+                preset,
+                dataset,
+                homes=homes,
+                targets=targets,
+                shared=out,
+                split=split,
+                jobs=jobs,
+                on_epoch=on_epoch,
+                on_note=on_note,
+            )
+        else:
+            bring(
+                [Training(f"fold {fold}", preset, fold, home) for fold, home in homes.items()],
+                dataset,
+                split=split,
+                weights=weights,
+                jobs=jobs,
+                on_epoch=on_epoch,
+                on_note=on_note,
+            )
         classifiers = load_bundles({fold: home / "bundle" for fold, home in homes.items()})
         whole, parts = evaluate_folds(
             classifiers, dataset, on_clip=on_clip, made_by="soundmark cv", command=command
@@ -99,36 +113,55 @@ def cross_validate(
     return whole
 
 
-def train_fold(
-    preset: Preset, dataset: Dataset, fold: int, home: Path, split: Split | None, weights: Path | None
-) -> list[str]:
-    """Bring one fold from where it stands to its bundle ``home/bundle``; return notes for a person."""
-    notes: list[str] = []
-    try:
-        bundle.read(home / "bundle")
-    except BundleError:  # none yet, or a damaged one
-        pass
-    else:
-        return notes
-    begun = (home / "run" / "run.json").exists()
-    if begun and open_run(home / "run").info.get("finished"):
-        run = open_run(home / "run")
-    else:
-        run = train(
+def train_ensemble(
+    preset: Preset,
+    dataset: Dataset,
+    *,
+    test_fold: int,
+    out: Path,
+    target: Path,
+    split: Split | None = None,
+    on_epoch: Callable[[int], None] | None = None,
+    on_clip: Callable[[int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> Ensemble:
+    """Train the members of ``preset`` and inner runs for one fold below ``out`` and write the ensemble ``target``.
+
+    The same command goes on wherever it was ended.
+
+    Raises:
+        TrainingError: ``out`` holds something else or is in use.
+        SoundmarkError: see `teach`.
+    """
+    if preset.labels and preset.labels != dataset.labels:
+        dataset = dataset.with_labels(preset.labels)
+    dataset.in_folds([test_fold])  # or it says which there are
+    with lock(out):
+        settle(out / "cv.json", {**_identity(preset, dataset, None), "test_fold": test_fold})
+        made = teach(
             preset,
             dataset,
-            test_fold=fold,
-            out=home / "run",
+            homes={test_fold: out},
+            targets={test_fold: target},
+            shared=out,
             split=split,
-            weights=weights,
-            resume=begun,
-            on_note=notes.append,
+            on_epoch=on_epoch,
+            on_clip=on_clip,
+            on_note=on_note,
         )
-    export(run, home / "bundle", data=dataset, overwrite=True)
-    return notes
+    return made[test_fold]
+
+
+def n_epochs(preset: Preset, dataset: Dataset, folds: tuple[int, ...]) -> int:
+    """Return how many epochs `cross_validate` is going to report."""
+    if not preset.ensemble.members:
+        return preset.train.epochs * len(folds or dataset.folds)
+    trainings, _ = plan(preset, dataset, {fold: Path() for fold in folds or dataset.folds}, Path())
+    return sum(one.preset.train.epochs for one in trainings)
 
 
 def _identity(preset: Preset, dataset: Dataset, weights: Path | None) -> dict[str, Any]:
+    members = [[to_dict(one) for one in member] for member in members_of(preset)]
     return {
         "soundmark": soundmark.__version__,
         "torch": torch.__version__.split("+")[0],
@@ -137,4 +170,5 @@ def _identity(preset: Preset, dataset: Dataset, weights: Path | None) -> dict[st
         "split": dataset.split,
         "weights": file_digest(weights) if weights else "",
         "preset": to_dict(preset),
+        **({"members": members} if members else {}),
     }

@@ -12,7 +12,7 @@ import logging
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,19 +27,18 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 import soundmark
-from soundmark import bundle, classifier
+from soundmark import bundle
 from soundmark.config import ExportConfig
 from soundmark.dataset import Dataset
 from soundmark.errors import TrainingError
 from soundmark.frontend import fingerprint
-from soundmark.learn import checkpoint, networks, waves
+from soundmark.golden import golden
 from soundmark.learn.card import model_card
-from soundmark.learn.features import FeatureStore, extract
-from soundmark.learn.run_folder import SPLIT_FILE, Run
+from soundmark.learn.features import FeatureStore
+from soundmark.learn.finished import load_network, training_features
+from soundmark.learn.run_folder import Run
 from soundmark.postprocess import softmax
 from soundmark.runtime import INPUT, OUTPUT, Runtime
-from soundmark.sources import open_dataset
-from soundmark.splits import apply_split
 
 OPSET = 20
 MAX_TORCH_ONNX_DIFFERENCE = 1e-4
@@ -89,15 +88,23 @@ def export(
         StorageError: ``out`` exists or cannot be written.
     """
     config = config or run.preset.export
-    if not run.info.get("finished"):
-        raise TrainingError(
-            f"{run.path} is not finished", wanted="a finished run; start the same command again"
-        )
-    store = _training_features(run, data, on_clip)
+    network = load_network(run)
+    store = training_features(run, data, on_clip)
+    return write_bundle(run, network, store, out, config, overwrite=overwrite)
+
+
+def write_bundle(
+    run: Run,
+    network: nn.Module,
+    store: FeatureStore,
+    out: Path,
+    config: ExportConfig,
+    *,
+    overwrite: bool = False,
+) -> tuple[bundle.Bundle, Agreement]:
+    """Write ``network`` as the bundle of ``run``, with int8 ranges from ``store``; see `export`."""
     window_samples = round(run.preset.window.window_s * run.preset.frontend.sample_rate)
     shape = store.frontend.shape(window_samples)
-    network = networks.build(run.preset.network, shape, len(run.labels))
-    network.load_state_dict(checkpoint.load_weights(run.path / "weights.safetensors"))
     network = fold_batch_norm(network.eval())
     with tempfile.TemporaryDirectory(prefix="soundmark-export-") as scratch:
         fp32 = Path(scratch) / "fp32.onnx"
@@ -178,6 +185,7 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
         )
     graph = onnx.load(fp32).graph
     convolutions = [node.name for node in graph.node if node.op_type == "Conv"]
+    linear = [node.name for node in graph.node if node.op_type == "Gemm"]
     methods = {
         "minmax": ortq.CalibrationMethod.MinMax,
         "percentile": ortq.CalibrationMethod.Percentile,
@@ -194,7 +202,8 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
             activation_type=ortq.QuantType.QUInt8,
             weight_type=ortq.QuantType.QInt8,
             op_types_to_quantize=["Conv", "Add", "MaxPool", "Gemm"],
-            nodes_to_exclude=convolutions[:1] if config.float_first else [],
+            nodes_to_exclude=convolutions[: config.float_first]
+            + linear[-1 if config.float_last else len(linear) :],
             calibrate_method=methods[config.calibration],
         )
     return target.read_bytes()
@@ -210,36 +219,6 @@ class _Reader(ortq.CalibrationDataReader):  # type: ignore[misc]
         """Return the next input, or None at the end."""
         window = next(self._windows, None)
         return None if window is None else {INPUT: window[None]}
-
-
-def _training_features(
-    run: Run, data: str | Path | Dataset | None, on_clip: Callable[[int], None] | None
-) -> FeatureStore:
-    dataset = (
-        data
-        if isinstance(data, Dataset)
-        else open_dataset(
-            data or run.info["data_root"], strict=False
-        )  # the digest tells whether it is the same
-    )
-    if (run.path / SPLIT_FILE).exists():
-        dataset = apply_split(dataset, run.path / SPLIT_FILE)
-    if run.labels != dataset.labels:  # trained on a choice of labels
-        dataset = dataset.with_labels(run.labels)
-    train_set = dataset.in_folds(run.info["train_folds"])
-    if train_set.digest() != run.info["data_digest"]:
-        raise TrainingError(
-            f"the data in {train_set.root} is not what {run.path} was trained on",
-            wanted=f"data with digest {run.info['data_digest'][:12]}",
-            cause="--data names another copy",
-            code="other_data",
-        )
-    if waves.active(run.preset.waves):  # these features are not in the cache: make those of a few clips
-        wanted = run.preset.export.calibration_clips + run.preset.export.golden_windows
-        clips = train_set.clips[:: max(1, len(train_set.clips) // wanted)]
-        train_set = replace(train_set, clips=clips)
-    left_out = None if "skipped" not in run.info else lambda *_: None  # the run has named them
-    return extract(train_set, run.preset.frontend, run.preset.window, progress=on_clip, on_bad=left_out)
 
 
 def _features(store: FeatureStore, count: int, *, offset: int) -> Array:
@@ -282,7 +261,7 @@ def _manifest(run: Run, model: bytes, config: ExportConfig, agreement: Agreement
         frontend_fingerprint=fingerprint(preset.frontend),
         window=preset.window,
         decision=preset.decision,
-        golden=classifier.golden(preset.frontend, preset.window, model, n_labels=len(run.labels)),
+        golden=golden(preset.frontend, preset.window, model, n_labels=len(run.labels)),
         licence=_licence(str(run.info["data"])),
         provenance={
             "training": {"preset": preset.name, "network": preset.network.kind, **training},

@@ -15,17 +15,7 @@ from torch import Tensor, nn
 from soundmark.config import TrainConfig
 from soundmark.errors import ConfigError
 from soundmark.learn.batches import Source
-
-
-@runtime_checkable
-class Embedding(Protocol):
-    """A network in two halves."""
-
-    def embed(self, features: Tensor) -> Tensor:
-        """Return ``(batch, width)`` of features ``(batch, n_rows, n_frames)``."""
-
-    def classify(self, embedding: Tensor) -> Tensor:
-        """Return logits ``(batch, n_labels)`` of embeddings."""
+from soundmark.learn.embeddings import Embedder, Embedding
 
 
 @runtime_checkable
@@ -101,22 +91,22 @@ class Embedded:
 
     def __init__(
         self,
-        network: Embedding,
+        network: nn.Module,
         batches: Source,
         size: int,
         device: torch.device,
         on_clip: Callable[[int], None] | None = None,
     ) -> None:
-        """Compute them, ``size`` windows at a time; ``on_clip`` is called with 0, so that a person can stop it."""
+        """Get them, ``size`` windows at a time; ``on_clip`` is called with 0, so that a person can stop it."""
         self.weights, self.targets, self._source = batches.weights, batches.targets, batches
         unused = torch.Generator()  # nothing is drawn from it: see `fits`
         parts: list[tuple[Tensor, Tensor]] = []
-        with torch.no_grad():
-            for first in range(0, len(batches), size):
-                features, soft = batches(torch.arange(first, min(first + size, len(batches))), unused)
-                parts.append((network.embed(features.to(device)).float().cpu(), soft))
-                if on_clip:
-                    on_clip(0)
+        embedder = Embedder(network, device)
+        for first in range(0, len(batches), size):
+            features, soft = batches(torch.arange(first, min(first + size, len(batches))), unused)
+            parts.append((embedder(features), soft))
+            if on_clip:
+                on_clip(0)
         self._embeddings = torch.cat([embedding for embedding, _ in parts])  # (n_windows, width)
         self._soft = torch.cat([soft for _, soft in parts])
 

@@ -19,7 +19,7 @@ from soundmark.errors import ConfigError
 from soundmark.learn import views
 from soundmark.learn.augment import mask
 from soundmark.learn.batches import label_loss
-from soundmark.learn.frozen import Embedding
+from soundmark.learn.embeddings import Embedding
 from soundmark.learn.seen import Seen
 from soundmark.learn.teachers import Teacher, agreed
 from soundmark.preset import Preset

@@ -24,7 +24,7 @@ import soundmark
 from soundmark import storage
 from soundmark.config import TrainConfig
 from soundmark.dataset import Clip, Dataset
-from soundmark.errors import DatasetError, TrainingError
+from soundmark.errors import ConfigError, DatasetError, TrainingError
 from soundmark.frontend import Frontend
 from soundmark.learn import backgrounds, checkpoint, frozen, networks, pretrained
 from soundmark.learn.batches import Batches, Judge, Lesson, Source
@@ -79,6 +79,10 @@ def train(
     if test_fold in folds:
         raise TrainingError(
             f"fold {test_fold} is both trained and tested on", wanted="disjoint folds", code="leak"
+        )
+    if preset.ensemble.members:
+        raise ConfigError(
+            f"{preset.name} is an ensemble", wanted=f"one of {', '.join(preset.ensemble.members)}"
         )
     if preset.labels and preset.labels != dataset.labels:
         dataset = dataset.with_labels(preset.labels)
