@@ -1,4 +1,4 @@
-"""Writes the figures of docs/results/*.json into the marked blocks of README.md and docs/results.md.
+"""Writes the figures of docs/results/*.json into the marked blocks of README.md, docs/results.md and docs/serve.md.
 
     make results        # evaluates, times, then runs this
 
@@ -105,9 +105,50 @@ def _place(row: tuple[Path, dict[str, Any]]) -> tuple[bool, int, float]:
     return bool(row[1]["stamps"]), -len(figures["labels"]), -figures["accuracy"]
 
 
+def service() -> list[str]:
+    """Return what the service did under load, and how it compares with the classifier in process."""
+    tree = read("serve.json")
+    answers, rush, mixed, slow, rate = (
+        tree[name] for name in ("answers", "overload", "mixed", "slow", "throughput")
+    )
+    statuses = " and ".join(f"{count} x {status}" for status, count in sorted(rush["statuses"].items()))
+    slopes = " and ".join(f"{slope:.0f}" for slope in mixed["rss_bytes_per_request"])
+    health, growth = rush["health"], max(rush["rss_growth_mb"])
+    lines = [
+        "| what | measured |",
+        "|---|---|",
+        f"| {answers['clips']} clips by raw body, multipart and base64 against `soundmark classify` "
+        f"| top 1 equal {min(answers['equal_top_1'].values())} of {answers['clips']}; "
+        f"largest difference of a score {answers['largest_score_difference']:.0e} |",
+        f"| {rush['bursts']} rushes of 1 000 parallel uploads of 1 MB, queue {rush['queue']} | {statuses}, no other "
+        f"end; `/health/live` meanwhile p50 {health['p50_ms']:.0f} ms, p99 {health['p99_ms']:.0f} ms, worst "
+        f"{health['max_ms']:.0f} ms; memory +{growth:.1f} MB afterwards |",
+        f"| {mixed['requests']} requests, 30 % bad | {slopes} bytes of memory per request (HTTP process, worker); "
+        f"descriptors {max(mixed['descriptors_growth']):+d} |",
+        f"| {slow['connections']} trickling connections for 60 s | `/health/live` p99 {slow['during']['p99_ms']:.1f} ms, "
+        f"{slow['p99_ratio']:.2f} times that without; closed after {slow['headers_closed_after_s']:.0f} s (headers), "
+        f"{slow['body_closed_after_s']:.0f} s (body) |",
+    ]
+    for name, words in (
+        ("one core", "all of it on one core"),
+        ("own core", "HTTP process and worker on a core each"),
+        ("one core, wav", "on one core, the clips as WAV"),
+    ):
+        row, latency = rate[name], rate[name]["latency_at_4_connections"]
+        lines.append(
+            f"| 4 clients, {words} | {row['requests_per_s']:.0f} requests/s, **{row['share_of_classify_many']:.2f}** of "
+            f"`classify_many` in process ({row['classify_many_per_s']:.0f}/s); p50 {latency['p50_ms']:.0f} ms, "
+            f"p95 {latency['p95_ms']:.0f} ms |"
+        )
+    machine = tree["machine"]
+    lines += ["", f"{machine['processor']}, {machine['cores_allowed']} cores, Python {machine['python']}."]
+    return lines
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "README.md": lambda: [*accuracy(), "", *speed()],
     "docs/results.md": systems,
+    "docs/serve.md": service,
 }
 """Page -> what stands between its marks."""
 
