@@ -125,7 +125,8 @@ def service() -> list[str]:
         f"{health['max_ms']:.0f} ms; memory +{growth:.1f} MB afterwards |",
         f"| {mixed['requests']} requests, 30 % bad | {slopes} bytes of memory per request (HTTP process, worker); "
         f"descriptors {max(mixed['descriptors_growth']):+d} |",
-        f"| {slow['connections']} trickling connections for 60 s | `/health/live` p99 {slow['during']['p99_ms']:.1f} ms, "
+        f"| {slow['connections']} trickling connections for 60 s "
+        f"| `/health/live` p99 {slow['during']['p99_ms']:.1f} ms, "
         f"{slow['p99_ratio']:.2f} times that without; closed after {slow['headers_closed_after_s']:.0f} s (headers), "
         f"{slow['body_closed_after_s']:.0f} s (body) |",
     ]
@@ -136,7 +137,8 @@ def service() -> list[str]:
     ):
         row, latency = rate[name], rate[name]["latency_at_4_connections"]
         lines.append(
-            f"| 4 clients, {words} | {row['requests_per_s']:.0f} requests/s, **{row['share_of_classify_many']:.2f}** of "
+            f"| 4 clients, {words} | {row['requests_per_s']:.0f} requests/s, "
+            f"**{row['share_of_classify_many']:.2f}** of "
             f"`classify_many` in process ({row['classify_many_per_s']:.0f}/s); p50 {latency['p50_ms']:.0f} ms, "
             f"p95 {latency['p95_ms']:.0f} ms |"
         )

@@ -21,7 +21,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundmark import bundle, cli, cli_learn, cli_options, config, errors
+from soundmark import bundle, cli, cli_learn, cli_options, config, errors, render_model
 from soundmark.config import TrainConfig
 from soundmark.dataset import ESC50_VARIABLE
 from soundmark.preset import Preset, load_preset
@@ -546,6 +546,11 @@ def test_train_export_evaluate(call: Callable[..., Called], tmp_path: Path) -> N
 # --- evaluate, info, demo ----------------------------------------------------------------------------------------
 
 
+def closed_pipe(*_: object) -> None:
+    """What a print gives when whoever read the output has gone (``| head``)."""
+    raise BrokenPipeError
+
+
 def test_evaluate(call: Callable[..., Called], data: Path, tiny_bundle: Path, tmp_path: Path) -> None:
     out = tmp_path / "reports" / "tiny.json"
     base = ("evaluate", "--model", tiny_bundle, "--data", data)
@@ -557,6 +562,11 @@ def test_evaluate(call: Callable[..., Called], data: Path, tiny_bundle: Path, tm
     assert done.out.splitlines()[-1] == f"report: {out}"
     written = json.loads(out.read_text())
     assert len(written["clips"]) == 16
+    out.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(render_model, "print_report", closed_pipe)
+        assert call(*base, "--out", out).out == ""
+    assert len(json.loads(out.read_text())["clips"]) == 16
     done = call(*base, "--folds", "2", "--json", "--out", out)
     assert (done.status, done.err) == (0, f"report: {out}\n")
     report = json.loads(done.out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,6 +14,7 @@ from soundmark.preset import Preset, load_preset
 
 if TYPE_CHECKING:
     from soundmark.dataset import Dataset
+    from soundmark.evaluate import Report
     from soundmark.splits import Split
 
 
@@ -275,17 +278,15 @@ def evaluate(
                 evaluation.evaluate(classifier, dataset, folds=chosen, on_clip=on_clip, command=command)
             )
     equal = evaluation.agreement(*reports) if against else None
-    if as_json:
-        extra = {"against": {**reports[1].to_dict(), "equal_top_labels": equal}} if against else {}
-        render.print_json({**reports[0].to_dict(), **extra})
-    else:
-        for report in reports:
-            render_model.print_report(report)
-        if equal is not None:
-            render.print_note(f"equal top labels: {equal:.2%}")
-    if out:  # after printing: a full disk must not cost the figures
-        reports[0].write(out)
-        click.echo(f"report: {out}", err=as_json)
+    with _written(reports[0], out, as_json):
+        if as_json:
+            extra = {"against": {**reports[1].to_dict(), "equal_top_labels": equal}} if against else {}
+            render.print_json({**reports[0].to_dict(), **extra})
+        else:
+            for report in reports:
+                render_model.print_report(report)
+            if equal is not None:
+                render.print_note(f"equal top labels: {equal:.2%}")
     return errors.EXIT_SOME_FAILED if any(report.failures for report in reports) else errors.EXIT_OK
 
 
@@ -310,14 +311,24 @@ def _evaluate_cv(
     with render.clip_progress("evaluate", n_clips) as on_clip:
         command = cli_options.command(click.get_current_context())
         report, _ = cross_validation.evaluate_folds(classifiers, dataset, on_clip=on_clip, command=command)
-    if as_json:
-        render.print_json(report.to_dict())
-    else:
-        render_model.print_report(report)
-    if out:
-        report.write(out)
-        click.echo(f"report: {out}", err=as_json)
+    with _written(report, out, as_json):
+        if as_json:
+            render.print_json(report.to_dict())
+        else:
+            render_model.print_report(report)
     return errors.EXIT_SOME_FAILED if report.failures else errors.EXIT_OK
+
+
+@contextmanager
+def _written(report: Report, out: Path | None, as_json: bool) -> Iterator[None]:
+    """Write ``report`` after it was printed: a full disk costs no figures, and a closed pipe no report."""
+    try:
+        yield
+    finally:
+        if out:
+            report.write(out)
+    if out:
+        click.echo(f"report: {out}", err=as_json)
 
 
 def _dataset(data: str | None, lenient: bool) -> Dataset:

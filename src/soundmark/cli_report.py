@@ -58,11 +58,13 @@ def report(report: Path, html: Path, data: str | None, processes: int | None, as
     n_players = min(report_page.MISTAKES, len(judged.answers)) if clips else 0
     with render.clip_progress("players", n_players) as on_clip:
         page = report_page.page(judged, clips, on_clip=on_clip)
-    if as_json:
-        render.print_json(judged.to_dict())
-    else:
-        render_model.print_report(judged)
-    _write(judged, tables, html, page)
+    try:
+        if as_json:
+            render.print_json(judged.to_dict())
+        else:
+            render_model.print_report(judged)
+    finally:  # a full disk costs no figures, and a closed pipe no page
+        _write(judged, tables, html, page)
     render.print_note(f"page: {html}, its figures: {tables}", aside=as_json)
 
 
