@@ -126,9 +126,8 @@ def service() -> list[str]:
         f"| {mixed['requests']} requests, 30 % bad | {slopes} bytes of memory per request (HTTP process, worker); "
         f"descriptors {max(mixed['descriptors_growth']):+d} |",
         f"| {slow['connections']} trickling connections for 60 s "
-        f"| `/health/live` p99 {slow['during']['p99_ms']:.1f} ms, "
-        f"{slow['p99_ratio']:.2f} times that without; closed after {slow['headers_closed_after_s']:.0f} s (headers), "
-        f"{slow['body_closed_after_s']:.0f} s (body) |",
+        f"| `/health/live` p99 {slow['during']['p99_ms']:.1f} ms, {slow['p99_ratio']:.2f} times that without; "
+        f"closed after {slow['headers_closed_after_s']:.0f} s (headers), {slow['body_closed_after_s']:.0f} s (body) |",
     ]
     for name, words in (
         ("one core", "all of it on one core"),
@@ -136,11 +135,10 @@ def service() -> list[str]:
         ("one core, wav", "on one core, the clips as WAV"),
     ):
         row, latency = rate[name], rate[name]["latency_at_4_connections"]
+        share, here = row["share_of_classify_many"], row["classify_many_per_s"]
         lines.append(
-            f"| 4 clients, {words} | {row['requests_per_s']:.0f} requests/s, "
-            f"**{row['share_of_classify_many']:.2f}** of "
-            f"`classify_many` in process ({row['classify_many_per_s']:.0f}/s); p50 {latency['p50_ms']:.0f} ms, "
-            f"p95 {latency['p95_ms']:.0f} ms |"
+            f"| 4 clients, {words} | {row['requests_per_s']:.0f} requests/s, **{share:.2f}** of `classify_many` in "
+            f"process ({here:.0f}/s); p50 {latency['p50_ms']:.0f} ms, p95 {latency['p95_ms']:.0f} ms |"
         )
     machine = tree["machine"]
     lines += ["", f"{machine['processor']}, {machine['cores_allowed']} cores, Python {machine['python']}."]

@@ -83,6 +83,25 @@ class _Transport:
         self._held = b""
 
 
+class _Pieces:
+    """What uvicorn collects a body in, until the app takes it as bytes; one piece, the usual case, is not copied."""
+
+    def __init__(self) -> None:
+        self._pieces: list[bytes] = []
+        self._size = 0
+
+    def __iadd__(self, piece: bytes) -> _Pieces:
+        self._pieces.append(piece)
+        self._size += len(piece)
+        return self
+
+    def __len__(self) -> int:
+        return self._size
+
+    def __bytes__(self) -> bytes:
+        return self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+
+
 class _Discard(asyncio.BufferedProtocol):
     """Throws away what a peer still sends, through one buffer for all."""
 
@@ -208,6 +227,8 @@ class Connection(HttpToolsProtocol):
         cycle = self.cycle
         if cycle.response_complete:
             return
+        if not cycle.body:
+            cycle.body = _Pieces()  # type: ignore[assignment]
         cycle.body += body
         if len(cycle.body) > PAUSE_BYTES:
             self.flow.pause_reading()
