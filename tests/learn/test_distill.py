@@ -254,6 +254,7 @@ def test_embeddings_are_standardised_and_their_loss_is_added(dataset: Dataset, f
 def test_the_verb(dataset: Dataset, tmp_path: Path, teacher: Path, call: Any) -> None:
     (tmp_path / "p.toml").write_text(to_toml(preset()))
     args = ["distill", tmp_path / "p.toml", "--data", dataset.root, "--teacher", f"{teacher}=0.5"]
+    args += ["--teacher", f"{teacher}=1.5"]
     status, _, said = call(*args, "--test-fold", 4, "--out", tmp_path / "run")
     assert (status, said.split(":")[1].strip()) == (1, "leak")
     more = ["--test-fold", 5, "--out", tmp_path / "run", "--epochs", 1, "--views", 2]
@@ -261,7 +262,7 @@ def test_the_verb(dataset: Dataset, tmp_path: Path, teacher: Path, call: Any) ->
     assert status == 0, said
     assert "epoch 1/1" in said
     manifest = bundle.read(tmp_path / "bundle").manifest
-    assert manifest.provenance["training"]["teachers"][0]["weight"] == 0.5
+    assert [one["weight"] for one in manifest.provenance["training"]["teachers"]] == [0.25, 0.75]
     status, out, _ = call(*args, *more, "--print-config")
     assert status == 0
     assert "views = 2" in out

@@ -16,7 +16,7 @@ pytest.importorskip("lightning_fabric")
 
 import synthetic  # noqa: E402
 import tiny  # noqa: E402
-from soundmark import bundle  # noqa: E402
+from soundmark import bundle, ensemble  # noqa: E402
 from soundmark.bundle import Bundle  # noqa: E402
 from soundmark.classifier import Classifier  # noqa: E402
 from soundmark.config import DecisionConfig  # noqa: E402
@@ -27,7 +27,6 @@ from soundmark.learn.teachers import (  # noqa: E402
     agreed,
     described,
     external,
-    log_scores,
     open_teachers,
     refuse_strangers,
 )
@@ -114,18 +113,42 @@ def test_equal_trunks_are_computed_once(make_bundle: Callable[..., Bundle]) -> N
     assert Trunk(bundle.read(one), window_s=2.0).row == (2, 8)  # two of its windows in one of ours
 
 
-def test_answers_are_pooled_and_averaged_as_written(rng: np.random.Generator) -> None:
-    logits = rng.standard_normal((3, 2, 4)).astype(np.float32)
-    wanted = np.log(softmax(logits, 2.0).mean(axis=1))
-    np.testing.assert_allclose(log_scores(logits, DecisionConfig(temperature=2.0)), wanted, atol=1e-6)
-    best = softmax(logits).max(axis=1)
-    wanted = np.log(best / best.sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(log_scores(logits, DecisionConfig(pooling="max")), wanted, atol=1e-6)
+def test_answers_are_added_up_as_written(rng: np.random.Generator) -> None:
     a, b = (np.log(softmax(rng.standard_normal((3, 4)))).astype(np.float32) for _ in "ab")
     mean = 0.75 * a + 0.25 * b
     wanted = mean - np.log(np.exp(mean).sum(axis=1, keepdims=True))
-    np.testing.assert_allclose(agreed([a, b], [3.0, 1.0]), wanted, atol=1e-5)
-    np.testing.assert_allclose(agreed([a], [0.3]), a, atol=1e-5)
+    np.testing.assert_allclose(agreed([a, b], [0.75, 0.25]), wanted, atol=1e-5)
+    np.testing.assert_allclose(agreed([a], [1.0]), a, atol=1e-5)
+
+
+def test_an_ensemble_teaches_what_it_says(
+    fp32_bundle: Path, int8_bundle: Path, dataset: Dataset, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two layers deep, with weights and temperatures everywhere, beside a bundle."""
+    monkeypatch.setenv("SOUNDMARK_CACHE", str(tmp_path))
+    one, two = ensemble.load_model(fp32_bundle), ensemble.load_model(int8_bundle)
+    inner = ensemble.write(tmp_path / "inner", [one, two], name="inner", combine="logits")
+    outer = ensemble.write(
+        tmp_path / "outer",
+        [inner, one],
+        name="outer",
+        weights=[0.7, 0.3],
+        temperatures=[1.5, 0.6],
+        decision=DecisionConfig(temperature=0.8),
+    )
+    given = [(outer.path, 3.0), (fp32_bundle, 1.0)]
+    teachers = open_teachers(given, window_s=1.0)
+    assert len(teachers) == 4
+    preset = synthetic.tiny_preset()
+    (fold,) = views.folds_of(dataset.in_folds([1]), preset, dataset.hashes())
+    views.build({t.trunk.key: t.trunk for t in teachers}.values(), [(fold, 0)], preset)
+    blocks = [views.open_block(teacher.trunk, fold, 0) for teacher in teachers]
+    answers = [t.log_scores(rows) for t, rows in zip(teachers, blocks, strict=True) if rows is not None]
+    heard = agreed(answers, [teacher.weight for teacher in teachers])
+    said = [[model.classify(clip.path).scores for clip in fold.clips] for model in (outer, one)]
+    mean = 0.75 * np.log(np.array(said[0])) + 0.25 * np.log(np.array(said[1]))
+    wanted = np.exp(mean) / np.exp(mean).sum(axis=1, keepdims=True)
+    np.testing.assert_allclose(np.exp(heard), wanted, atol=3e-3)
 
 
 def opened(path: Path) -> Any:

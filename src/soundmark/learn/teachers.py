@@ -1,4 +1,4 @@
-"""Teachers: bundles that know the training folds and no other, and their common answer to a view.
+"""Teachers: bundles and ensembles that know the training folds and no other, and their common answer to a view.
 
 The answer of several is the weighted mean of their log-probabilities, each at its own temperature.
 """
@@ -15,76 +15,105 @@ import numpy.typing as npt
 
 from soundmark import bundle
 from soundmark.bundle import Bundle
-from soundmark.config import DecisionConfig
+from soundmark.classifier import Classifier
 from soundmark.dataset import Dataset
+from soundmark.ensemble import Ensemble
+from soundmark.ensemble_manifest import MANIFEST
 from soundmark.errors import TrainingError
 from soundmark.learn.trunks import Head, Trunk
-from soundmark.postprocess import softmax
+from soundmark.model import Model
+from soundmark.postprocess import log_scores
 
 Array = npt.NDArray[np.float32]
-LEAST = 1e-12
-"""Smallest probability that is told from zero."""
 
 
 @dataclass(frozen=True, slots=True)
 class Teacher:
-    """One bundle with its weight among the others; equal trunks are one object."""
+    """One bundle and its part in the common answer; equal trunks are one object.
+
+    Attributes:
+        verified: the bundle.
+        weight: factor on its log-probabilities.
+        temperature: its logits are divided by it.
+        trunk: what hears a view.
+        head: what makes logits of what the trunk gave, None where those are logits.
+    """
 
     verified: Bundle
     weight: float
+    temperature: float
     trunk: Trunk
     head: Head | None
 
     def log_scores(self, rows: npt.NDArray[Any]) -> Array:
         """Return log-probabilities ``(n, n_labels)`` of what the trunk gave, ``(n, n_windows, width)``."""
         logits = np.asarray(rows, np.float32) if self.head is None else self.head(rows)
-        return log_scores(logits, self.verified.manifest.decision)
-
-
-def log_scores(logits: Array, decision: DecisionConfig) -> Array:
-    """Return log-probabilities ``(n, n_labels)`` of logits ``(n, n_windows, n_labels)``, pooled as when classifying."""
-    scores = softmax(logits, decision.temperature)
-    pooled = scores.mean(axis=1) if decision.pooling == "mean" else scores.max(axis=1)
-    pooled /= pooled.sum(axis=1, keepdims=True)
-    return _log(pooled)
+        return log_scores(logits, self.temperature, self.verified.manifest.decision.pooling).astype(
+            np.float32
+        )
 
 
 def agreed(answers: Sequence[Array], weights: Sequence[float]) -> Array:
-    """Return the weighted mean of log-probabilities ``(n, n_labels)``, as log-probabilities again."""
-    mean = np.average(np.stack(answers), axis=0, weights=weights)
-    return _log(softmax(mean))
+    """Return the weighted sum of log-probabilities ``(n, n_labels)``, as log-probabilities again."""
+    total = sum(weight * answer.astype(np.float64) for weight, answer in zip(weights, answers, strict=True))
+    return log_scores(np.asarray(total)[:, None], 1.0, "mean").astype(np.float32)
 
 
-def _log(scores: npt.NDArray[np.float64]) -> Array:
-    logs: Array = np.log(np.maximum(scores, LEAST)).astype(np.float32)
-    return logs
+def members(folder: Path) -> list[tuple[Bundle, float, float]]:
+    """Return the bundles at ``folder``, of an ensemble all of them, each with weight and temperature.
+
+    An ensemble of single windows is a weighted sum of logits and one softmax, however deep it is: what a member's own
+    softmax divides by is the same for all labels.
+    """
+    if (folder / MANIFEST).is_file():
+        made = Ensemble.load(folder)
+        return [(one, weight / made.decision.temperature, 1.0) for one, weight in _parts(made)]
+    verified = bundle.read(folder)
+    return [(verified, 1.0, verified.manifest.decision.temperature)]
 
 
-def members(folder: Path) -> list[tuple[Bundle, float]]:
-    """Return the bundles at ``folder`` and their weights: the one place that knows how teachers lie on the disk."""
-    return [(bundle.read(folder), 1.0)]
+def _parts(model: Model) -> list[tuple[Bundle, float]]:
+    """Return bundles and the factors on their logits that give those of ``model``, up to a constant."""
+    if not isinstance(model, Ensemble):
+        assert isinstance(model, Classifier)
+        return [(model.bundle, 1.0)]
+    return [
+        (one, weight * member.weight / member.temperature)
+        for member, part in zip(model.manifest.members, model.models, strict=True)
+        for one, weight in _parts(part)
+    ]
 
 
 def open_teachers(
     given: Sequence[tuple[Path, float]], *, window_s: float, threads: int = 1
 ) -> tuple[Teacher, ...]:
-    """Return the teachers at these folders, weights multiplied with those of their members.
+    """Return the teachers at these folders, bundles or ensembles; the weights of folders are made to sum to 1.
 
     Raises:
         BundleError: one is missing, damaged or not allowed.
-        TrainingError: weights that are none; code ``bad_teacher``.
+        TrainingError: weights that are none, or a member of an ensemble that hears several windows in one of the
+            student's; code ``bad_teacher``.
     """
-    trunks: dict[str, Trunk] = {}
-    found = []
     for folder, weight in given:
         if not 0 < weight < float("inf"):
             raise TrainingError(
                 f"{folder} has weight {weight}", wanted="a number above 0", code="bad_teacher"
             )
-        for verified, share in members(folder):
+    trunks: dict[str, Trunk] = {}
+    found = []
+    total = sum(weight for _, weight in given)
+    for folder, weight in given:
+        inside = members(folder)
+        for verified, share, temperature in inside:
             trunk = Trunk(verified, window_s=window_s, threads=threads)
-            head = trunk.head
-            found.append(Teacher(verified, weight * share, trunks.setdefault(trunk.key, trunk), head))
+            if len(inside) > 1 and trunk.row[0] != 1:
+                raise TrainingError(
+                    f"{verified.path} hears {trunk.row[0]} windows in {window_s:g} s",
+                    wanted="members of an ensemble with windows as long as the student's",
+                    code="bad_teacher",
+                )
+            kept = trunks.setdefault(trunk.key, trunk)
+            found.append(Teacher(verified, weight / total * share, temperature, kept, trunk.head))
     if not found:
         raise TrainingError("no teacher was named", wanted="--teacher DIR", code="bad_teacher")
     return tuple(found)
