@@ -187,12 +187,14 @@ def mixed(_: str | None, count: int = 10_000) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def slow(_: str | None, seconds: float = 60.0) -> dict[str, Any]:
-    """F4: 200 connections that send a byte a second, half of them headers, half a body."""
+def slow(data: str | None, seconds: float = 60.0) -> dict[str, Any]:
+    """F4: 200 connections that send a byte a second, half of them headers, half a body; 17 new ones a second."""
     head = b"POST /v1/classify HTTP/1.1\r\nHost: localhost\r\nContent-Type: audio/wav\r\n"
     ends: dict[str, list[float]] = {"headers": [], "body": []}
+    uploads: Counter[str] = Counter()
 
-    async def trickle(address: tuple[str, int], kind: str) -> None:
+    async def trickle(address: tuple[str, int], kind: str, begin_s: float) -> None:
+        await asyncio.sleep(begin_s)
         started = time.monotonic()
         reader, writer = await asyncio.open_connection(*address)
         ending = asyncio.create_task(reader.read())
@@ -208,8 +210,20 @@ def slow(_: str | None, seconds: float = 60.0) -> dict[str, Any]:
         ending.cancel()
         writer.close()
 
+    async def upload(address: tuple[str, int], content: bytes) -> None:
+        """Upload a clip every second, as anybody would."""
+        for _ in range(round(seconds)):
+            reader, writer = await asyncio.open_connection(*address)
+            writer.write(request(content, "audio/ogg", close=True))
+            uploads[str((await asyncio.wait_for(answer(reader), 60))[0])] += 1
+            writer.close()
+            await asyncio.sleep(1)
+
     async def attack(address: tuple[str, int]) -> None:
-        await asyncio.gather(*(trickle(address, kind) for kind in ("headers", "body") for _ in range(100)))
+        await asyncio.gather(
+            upload(address, clips(data, 1)[0][1]),
+            *(trickle(address, ("headers", "body")[i % 2], 0.06 * i) for i in range(200)),
+        )
 
     with serving() as server:
         with health(server, 15) as base:
@@ -220,6 +234,7 @@ def slow(_: str | None, seconds: float = 60.0) -> dict[str, Any]:
     worst = {f"{kind}_closed_after_s": round(max(times), 1) for kind, times in ends.items()}
     return {
         "connections": 200, "baseline": percentiles(base), "during": percentiles(during), **worst,
+        "uploads": dict(uploads),
         "p99_ratio": round(np.percentile(during, 99) / np.percentile(base, 99), 2), "descriptors_after": open_after,
     }  # fmt: skip
 

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 from serving import FAULTY, Served
 
+from soundmark.server.receiving import FRESH_S
+
 HOST = b"Host: localhost\r\n"
 POST = b"POST /v1/classify HTTP/1.1\r\n" + HOST + b"Content-Type: audio/wav\r\n"
 LIVE = b"GET /health/live HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n"
@@ -99,6 +101,17 @@ def test_places_are_given_back_by_those_who_never_upload(
             assert status(sock.recv(1000)) == 408
     assert server.post(wav).status_code == 200
     assert server.stop() == 0
+
+
+def test_slow_starts_keep_nobody_out(serve: Callable[..., Served], tiny_bundle: Path, wav: bytes) -> None:
+    """As many as there are places in the queue, with headers or bodies that do not end."""
+    server = serve("--model", tiny_bundle, "--queue", 4)
+    with contextlib.ExitStack() as stack:
+        for start in (POST, POST + b"Content-Length: 9\r\n\r\n"):
+            for _ in range(4):
+                stack.enter_context(server.socket()).sendall(start)
+        time.sleep(FRESH_S + 0.5)
+        assert server.post(wav).status_code == 200
 
 
 def test_a_start_in_pieces_is_the_same_request(served: Served, wav: bytes) -> None:

@@ -54,7 +54,6 @@ class Service(Entrance):
         self.metrics.watch("upload_bytes", "Bytes of uploads under way", lambda: self.receiver.held)
         given = {name.lower() for name in self.config.allow_hosts}
         hosts = frozenset() if token is not None and not given else LOOPBACK | given
-        self._entering = 0
         self._uploads = {
             "/v1/classify": self._classify,
             "/v1/classify/batch": self._batch,
@@ -67,20 +66,15 @@ class Service(Entrance):
 
         It costs next to nothing, so that health is answered also while a thousand uploads arrive at once.
         """
-        under_way = len(self.pool.jobs) + self.receiver.fresh() + self._entering
-        if under_way < self.config.queue:
+        if len(self.pool.jobs) + self.receiver.fresh() < self.config.queue:
             return None
         problem = self.pool.overloaded()
         self.metrics.count_shed()
         return refusal(problem.code, problem.detail, problem.headers["Retry-After"])
 
     def enter(self) -> Callable[[], None]:
-        """Count an upload until the receiver counts it."""
-        self._entering += 1
-        return self._entered
-
-    def _entered(self) -> None:
-        self._entering -= 1
+        """Count an upload until its body is received, which is counted by itself."""
+        return self.receiver.enter()
 
     @contextlib.asynccontextmanager
     async def _life(self, _: FastAPI) -> AsyncIterator[None]:

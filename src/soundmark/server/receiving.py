@@ -28,7 +28,7 @@ class Receiver:
     def __init__(self, config: ServeConfig) -> None:
         self.config = config
         self.held = 0  # bytes of all bodies that are being received
-        self._begun: dict[int, float] = {}  # upload under way -> when it began
+        self._begun: dict[int, float] = {}  # upload on its way in, or under way -> when it began
         self._keys = itertools.count()
 
     def check(self, length: str | None, limit: int) -> None:
@@ -54,9 +54,8 @@ class Receiver:
         """
         pieces: list[bytes | bytearray] = []
         size = 0
-        key = next(self._keys)
-        self._begun[key] = time.monotonic()
-        deadline = self._begun[key] + self.config.body_s
+        leave = self.enter()
+        deadline = time.monotonic() + self.config.body_s
         try:
             while True:
                 try:
@@ -84,7 +83,13 @@ class Receiver:
                     return pieces
         finally:
             self.held -= size
-            del self._begun[key]
+            leave()
+
+    def enter(self) -> Callable[[], None]:
+        """Count an upload until the returned function is called, once."""
+        key = next(self._keys)
+        self._begun[key] = time.monotonic()
+        return lambda: self._begun.__delitem__(key)
 
     def fresh(self) -> int:
         """Return how many uploads began within `FRESH_S` and are under way; slow ones do not count against others."""
