@@ -174,6 +174,7 @@ def mixed(_: str | None, count: int = 10_000) -> dict[str, Any]:
         for step in range(1, 11):
             asyncio.run(run(server.address, count // 10))
             points.append((step * count // 10, server.rss()))
+        time.sleep(1)  # connections that were closed a moment ago
         fds_after = server.descriptors()
     slopes = [
         float(np.polyfit([n for n, _ in points], [rss[i] for _, rss in points], 1)[0])

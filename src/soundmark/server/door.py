@@ -16,8 +16,10 @@ import errno
 import logging
 import select
 import socket
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import takewhile
 
 from soundmark.serve_config import ServeConfig
 from soundmark.server.protocol import (
@@ -30,10 +32,13 @@ from soundmark.server.protocol import (
 )
 
 LOOK_BYTES = max(map(len, UPLOADS))
-LOOKS, THROWS = 1024, 16
-"""Sockets in one turn of the event loop that are looked at, and that are emptied: health comes before tidiness."""
+LOOKS, REFUSALS, THROWS = 1024, 64, 16
+"""Sockets in one turn of the event loop that are looked at, refused, and emptied. To look is cheap, to refuse costs ten
+times as much, and can wait: behind a thousand uploads may be somebody who asks after the service's health."""
+SWEEP_S = 0.2
 ACCEPTS = 1024
 THROW_BYTES = 1 << 20
+MSG_MORE = getattr(socket, "MSG_MORE", 0)
 ENDING_S, ENDING_TURNS = 1.0, 20
 """How long the end of the service waits for clients that are refused, so that they read their answer."""
 PAUSE_S = 0.1
@@ -48,8 +53,7 @@ class _Guest:
     """A socket without a protocol."""
 
     sock: socket.socket
-    since: float
-    timer: asyncio.TimerHandle | None = None
+    since: float  # when it came, then when it was refused
     left: int = LINGER_BYTES
 
 
@@ -76,8 +80,10 @@ class Door:
         self._sock, self._make, self._opened = sock, make, opened
         self._limits, self._entrance = limits, entrance
         self._loop = asyncio.get_running_loop()
-        self._waiting: dict[int, _Guest] = {}
+        self._waiting: dict[int, _Guest] = {}  # both by descriptor, in the order of `since`
         self._leaving: dict[int, _Guest] = {}
+        self._refused: deque[tuple[_Guest, bytes]] = deque()
+        self._sweeping = False
         self._first_bytes, self._rests = select.epoll(), select.epoll()
         self._handing: set[asyncio.Task[None]] = set()
         self._rubbish = bytearray(THROW_BYTES)  # never written to: MSG_TRUNC throws bytes away in the kernel
@@ -89,7 +95,7 @@ class Door:
 
     def __len__(self) -> int:
         """Return how many sockets have no protocol: they said nothing yet, or are refused."""
-        return len(self._waiting) + len(self._leaving)
+        return len(self._waiting) + len(self._refused) + len(self._leaving)
 
     def close(self) -> None:
         """Take who has knocked already, then nobody."""
@@ -105,6 +111,8 @@ class Door:
         """Return when everybody is gone; who said nothing is not waited for."""
         for guest in [*self._waiting.values()]:
             self._let_go(guest)
+        while self._refused:
+            self._refuse_some()
         if self._handing:
             await asyncio.wait(self._handing)
         for _ in range(ENDING_TURNS):
@@ -140,9 +148,9 @@ class Door:
             if len(self) + self._opened() >= self._limits.max_connections:
                 self._refuse(guest, refusal("overloaded", "too many connections", "1"))
                 continue
-            guest.timer = self._loop.call_later(self._limits.header_s, self._late, guest)
             self._waiting[sock.fileno()] = guest
             self._first_bytes.register(sock.fileno(), select.EPOLLIN)
+            self._sweep_later()
 
     def _go_on(self) -> None:
         if not self._closed and self._sock.fileno() >= 0:
@@ -155,8 +163,6 @@ class Door:
             if guest is None:
                 continue
             self._first_bytes.unregister(number)
-            if guest.timer is not None:
-                guest.timer.cancel()
             try:
                 start = guest.sock.recv(LOOK_BYTES, socket.MSG_PEEK)
             except OSError:
@@ -184,25 +190,46 @@ class Door:
             if leave is not None:
                 leave()
 
-    def _late(self, guest: _Guest) -> None:
-        """End a connection on which nothing was said."""
-        self._first_bytes.unregister(guest.sock.fileno())
-        del self._waiting[guest.sock.fileno()]
+    def _sweep_later(self) -> None:
+        if not self._sweeping and (self._waiting or self._leaving):
+            self._sweeping = True
+            self._loop.call_later(SWEEP_S, self._sweep)
+
+    def _sweep(self) -> None:
+        """End connections on which nothing was said in time, and those that still send after they were refused."""
+        self._sweeping, now = False, self._loop.time()
+        silent = takewhile(lambda guest: guest.since + self._limits.header_s <= now, self._waiting.values())
         detail = f"no whole headers within {self._limits.header_s:g} s"
-        self._refuse(guest, refusal("request_timeout", detail))
+        for guest in [*silent]:
+            self._first_bytes.unregister(guest.sock.fileno())
+            del self._waiting[guest.sock.fileno()]
+            self._refuse(guest, refusal("request_timeout", detail))
+        for guest in [*takewhile(lambda guest: guest.since + LINGER_S <= now, self._leaving.values())]:
+            self._let_go(guest)
+        self._sweep_later()
 
     def _refuse(self, guest: _Guest, answer: bytes) -> None:
+        """Have it refused soon."""
+        if not self._refused:
+            self._loop.call_soon(self._refuse_some)
+        self._refused.append((guest, answer))
+
+    def _refuse_some(self) -> None:
         """Answer, end our side, and wait for the end of the other."""
-        try:
-            guest.sock.send(answer)  # fits: nothing was sent before
-            guest.sock.shutdown(socket.SHUT_WR)
-        except OSError:
-            guest.sock.close()
-            return
-        number = guest.sock.fileno()
-        guest.timer = self._loop.call_later(LINGER_S, self._let_go, guest)
-        self._leaving[number] = guest
-        self._rests.register(number, select.EPOLLIN)
+        for _ in range(min(REFUSALS, len(self._refused))):
+            guest, answer = self._refused.popleft()
+            try:
+                guest.sock.send(answer, MSG_MORE)  # fits: nothing was sent before; and goes out with the end
+                guest.sock.shutdown(socket.SHUT_WR)
+            except OSError:
+                guest.sock.close()
+                continue
+            guest.since = self._loop.time()
+            self._leaving[guest.sock.fileno()] = guest
+            self._rests.register(guest.sock.fileno(), select.EPOLLIN)
+        if self._refused:
+            self._loop.call_soon(self._refuse_some)
+        self._sweep_later()
 
     def _throw_away(self) -> None:
         """Empty the sockets of some who were refused."""
@@ -221,8 +248,6 @@ class Door:
                 self._let_go(guest)
 
     def _let_go(self, guest: _Guest) -> None:
-        if guest.timer is not None:
-            guest.timer.cancel()
         number = guest.sock.fileno()
         for group, poll in ((self._waiting, self._first_bytes), (self._leaving, self._rests)):
             if group.pop(number, None) is not None:

@@ -33,6 +33,7 @@ class Metrics:
         self.requests = Counter(
             "soundmark_requests", "Answered requests", ["route", "method", "status"], registry=registry
         )
+        self._shed = self.requests.labels("shed", "POST", "503")
         self.gone = Counter(
             "soundmark_clients_gone", "Requests whose client left before the answer", registry=registry
         )
@@ -71,7 +72,7 @@ class Metrics:
 
     def count_shed(self) -> None:
         """Count an upload that was refused unseen."""
-        self.requests.labels("shed", "POST", "503").inc()
+        self._shed.inc()
 
     def count_request(self, route: str, method: str, status: int, seconds: float) -> None:
         """Count an answer; ``route`` is a template, never what the client wrote."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any, Literal
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -26,6 +27,7 @@ UPLOADS = (b"POST /v1/classify", b"POST /inference")
 PHRASES = {400: "Bad Request", 408: "Request Timeout", 503: "Service Unavailable"}
 
 
+@lru_cache(maxsize=64)
 def refusal(code: str, detail: str, retry_after: str = "") -> bytes:
     """Return a whole response for a connection that ends with it, made without looking at the request."""
     text, status = body(code, detail, ""), STATUS[code]

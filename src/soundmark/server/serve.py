@@ -227,16 +227,19 @@ async def _tidy(service: Service, server: _Server) -> None:
     gc.freeze()
     rush = False
     while True:
-        for _ in range(round(TIDY_S / LAG_S)):
+        for _ in range(
+            round(TIDY_S / LAG_S)
+        ):  # a rush can be over in less than the time between two tidyings
             due = time.perf_counter() + LAG_S
             await asyncio.sleep(LAG_S)
             service.metrics.lag.observe(max(0.0, time.perf_counter() - due))
-        busy = server.crowd > MANY or service.receiver.held > 1 << 20
+            busy = server.crowd > MANY or service.receiver.held > 1 << 20
+            rush = rush or busy
         if rush and not busy:
+            rush = False
             gc.collect()
             with contextlib.suppress(OSError, AttributeError):  # not glibc
                 ctypes.CDLL(None).malloc_trim(0)
-        rush = busy
 
 
 async def _reload(service: Service) -> None:
