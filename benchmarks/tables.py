@@ -127,7 +127,8 @@ def service() -> list[str]:
         f"descriptors {max(mixed['descriptors_growth']):+d} |",
         f"| {slow['connections']} trickling connections for 60 s "
         f"| `/health/live` p99 {slow['during']['p99_ms']:.1f} ms, {slow['p99_ratio']:.2f} times that without; "
-        f"closed after {slow['headers_closed_after_s']:.0f} s (headers), {slow['body_closed_after_s']:.0f} s (body) |",
+        f"closed after {slow['headers_closed_after_s']:.0f} s (headers), {slow['body_closed_after_s']:.0f} s (body); "
+        f"uploads meanwhile: {' and '.join(f'{n} x {status}' for status, n in slow['uploads'].items())} |",
     ]
     for name, words in (
         ("one core", "all of it on one core"),
