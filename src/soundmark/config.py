@@ -283,6 +283,15 @@ class EnsembleConfig(Config, frozen=True, kw_only=True):
             raise ValueError("`members` has an entry without the name of a preset")
 
 
+class UnknownsConfig(Config, frozen=True, kw_only=True):
+    """What `soundmark unknowns` leaves out of its trainings, and what else the bundles are to hear."""
+
+    draws: Positive = 5  # times that labels are drawn, a training each
+    left_out: Positive = 10  # labels that are left out of each
+    seed: NonNegative = 0  # another seed, other labels left out and other sounds made in code
+    made: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 50  # sounds made in code, of each kind
+
+
 class PrepareConfig(Config, frozen=True, kw_only=True):
     """What `soundmark data prepare` makes of every recording: one channel, 16 bits."""
 
