@@ -17,6 +17,7 @@ from soundmark.preset import load_preset
 @cli_options.split
 @cli_options.lenient
 @click.option("--test-fold", type=int, metavar="K", help="Fold that is scored, and never learnt from.")
+@click.option("--train-folds", metavar="K,K", help="Narrower choice of training folds; default: all others.")
 @click.option(
     "--out",
     type=cli_options.path,
@@ -44,6 +45,7 @@ def unknowns(
     split_file: str | None,
     lenient: bool,
     test_fold: int | None,
+    train_folds: str | None,
     out: Path,
     jobs: int,
     overrides: tuple[str, ...],
@@ -58,6 +60,7 @@ def unknowns(
     """
     merged = load_preset(preset, overrides)
     wanted = config.from_options(fields, config.UnknownsConfig)
+    chosen = cli_options.folds(train_folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
     from soundmark.learn.left_out import narrowed, score_draws, train_draws
@@ -65,8 +68,9 @@ def unknowns(
     from soundmark.splits import folded
     from soundmark.unknown_report import n_clips
 
-    dataset = narrowed(merged, open_dataset(data, strict=False if lenient else None))
+    dataset = open_dataset(data, strict=False if lenient else None)
     dataset, split = folded(dataset, split_file, allow_leak=lenient)
+    dataset = narrowed(merged, dataset)
     if test_fold is None:
         raise click.UsageError(
             f"--test-fold is wanted: one of {', '.join(map(str, dataset.folds))}", click.get_current_context()
@@ -80,6 +84,7 @@ def unknowns(
             test_fold=test_fold,
             out=out,
             config=wanted,
+            train_folds=chosen,
             split=split,
             weights=weights,
             jobs=jobs,

@@ -99,7 +99,8 @@ def unknown_report(
     return {
         "report": "soundmark unknowns",
         "protocol": f"{len(models)} draws, {config.left_out} of {len(dataset.labels)} labels left out of each; trained "
-        f"on the clips of the others in all folds but {test_fold}, scored on fold {test_fold}; all scores side by side",
+        f"on the clips of the others in folds {', '.join(map(str, models[0].training.get('train_folds', [])))}, scored "
+        f"on fold {test_fold}; nothing chosen, all scores side by side",
         "soundmark": soundmark.__version__,
         "data": dataset.name,
         "data_digest": test_set.digest(),

@@ -38,6 +38,7 @@ def train_draws(
     test_fold: int,
     out: Path,
     config: UnknownsConfig,
+    train_folds: tuple[int, ...] = (),
     split: Split | None = None,
     weights: Path | None = None,
     jobs: int = 1,
@@ -52,6 +53,7 @@ def train_draws(
         test_fold: the fold kept aside.
         out: the folder; one that holds another preset, other data or another seed is refused.
         config: draws, labels that are left out of each, seed.
+        train_folds: narrower choice of training folds, so that another fold is not looked at.
         split: what gave ``dataset`` its folds (`splits.folded`).
         weights: file of pretrained weights to start from; default: `pretrained.at_hand`.
         jobs: trainings at a time.
@@ -72,7 +74,7 @@ def train_draws(
     for number in range(1, config.draws + 1):
         known = known_labels(dataset.labels, config, number)
         one = replace(preset, labels=known)
-        trainings.append(Training(f"draw {number}", one, test_fold, out / f"draw{number}"))
+        trainings.append(Training(f"draw {number}", one, test_fold, out / f"draw{number}", train_folds))
     weights = weights or pretrained.at_hand(preset.network)  # the same for every draw
     with lock(out):
         settle(
@@ -85,6 +87,7 @@ def train_draws(
                 "split": dataset.split,
                 "weights": file_digest(weights) if weights else "",
                 "test_fold": test_fold,
+                "train_folds": list(train_folds or (fold for fold in dataset.folds if fold != test_fold)),
                 "left_out": config.left_out,
                 "seed": config.seed,
                 "preset": to_dict(preset),
