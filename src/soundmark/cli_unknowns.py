@@ -133,15 +133,13 @@ def _print(report: dict[str, Any]) -> None:
         style="bold",
     )
     names = {LEFT_OUT: "left out", **{kind: kind for kind in FOREIGN_KINDS}}
-    means = Lines(
-        [Column("mean over draws", 15), Column("FPR at 95 %", 11, True)]
-        + [Column(name, 8, True) for name in names.values()]
-    )
+    against = [Column(name, 8, True) for name in names.values()]
+    means = Lines([Column("mean AUROC", 11), *against, Column("FPR at 95 %", 11, True)])
     means.heads()
     for kind in SCORES:
         cells = [_mean(figures[kind], what) for what in names]
-        means.row([kind, _mean(figures[kind], LEFT_OUT, "fpr_at_95"), *cells])
-    means.say("FPR at 95 %: share of left-out clips that pass where 95 % of the known ones pass.")
+        means.row([kind, *cells, _mean(figures[kind], LEFT_OUT, "fpr_at_95")])
+    means.say("FPR at 95 %: left-out clips that pass where 95 % of the known clips pass.")
 
 
 def _mean(figures: dict[str, Any], what: str, key: str = "auroc") -> str:

@@ -98,7 +98,7 @@ def unknown_report(
     rows = [draw.to_dict() for draw in draws]
     return {
         "report": "soundmark unknowns",
-        "protocol": f"{len(models)} draws, {config.left_out} of {len(dataset.labels)} labels left out of each; trained "
+        "protocol": f"{len(models)} x {config.left_out} of {len(dataset.labels)} labels left out of each, trained "
         f"on the clips of the others in folds {', '.join(map(str, models[0].training.get('train_folds', [])))}, scored "
         f"on fold {test_fold}; nothing chosen, all scores side by side",
         "soundmark": soundmark.__version__,
