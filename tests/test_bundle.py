@@ -249,6 +249,20 @@ def test_sections_of_other_types_are_refused(copy: Path, section: str, value: ob
     refused(copy)
 
 
+def test_a_bundle_from_before_scores_for_unknown_sounds_reads_as_it_was(copy: Path) -> None:
+    def older(tree: dict[str, Any]) -> None:
+        del tree["decision"]["unknown_score"]
+        tree["decision"]["threshold"] = 0.4
+
+    reseal(copy, older)
+    decision = bundle.read(copy).manifest.decision
+    assert (decision.unknown_score, decision.threshold) == ("probability", 0.4)
+    reseal(copy, lambda tree: tree["decision"].update(threshold=7.5))
+    assert "threshold" in str(refused(copy))
+    reseal(copy, lambda tree: tree["decision"].update(unknown_score="energy"))
+    assert bundle.read(copy).manifest.decision.threshold == 7.5
+
+
 def test_thresholds_for_strangers_are_refused(tiny_manifest: Manifest) -> None:
     with pytest.raises(ValueError, match="label_thresholds"):
         replace(tiny_manifest, decision=DecisionConfig(label_thresholds={"cat": 0.5})).check()

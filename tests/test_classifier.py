@@ -142,6 +142,17 @@ def test_thresholds_of_the_bundle_are_used(make_bundle: Callable[..., Bundle]) -
     assert hot.score < 0.3
 
 
+def test_a_bundle_may_call_a_sound_unknown_by_its_energy(make_bundle: Callable[..., Bundle]) -> None:
+    heard = Classifier(make_bundle()).classify(noise(2.0), array_rate=RATE)
+    assert (heard.n_windows, heard.unknown) == (2, False)
+    energy = float(np.log(np.exp(heard.logits.mean(axis=0, dtype=np.float64)).sum()))
+    for away, unknown in ((-1e-3, False), (1e-3, True)):
+        decision = DecisionConfig(unknown_score="energy", threshold=energy + away)
+        got = Classifier(make_bundle(decision=decision)).classify(noise(2.0), array_rate=RATE)
+        assert (got.unknown, got.reason) == (unknown, "below_threshold" if unknown else "")
+        np.testing.assert_array_equal(got.scores, heard.scores)
+
+
 def test_batch_rows_keep_order_and_bad_files_cost_nothing(
     tiny_classifier: Classifier, make_wav: Callable[..., bytes], tmp_path: Path
 ) -> None:

@@ -120,6 +120,36 @@ def test_the_temperature_follows_the_sharpness_and_is_written_down(made: Made, d
     assert record["nll_after"] == pytest.approx(at[1], rel=1e-3)
 
 
+@pytest.mark.parametrize("score", ["energy", "max-logit", "probability"])
+def test_a_threshold_keeps_the_share_of_inner_answers(made: Made, data: Dataset, score: Any) -> None:
+    outer, inner = made(1, [2, 3, 4, 5], 3.0), made(1, [4, 5], 3.0)
+    record = calibrate(outer, [inner], data, keep=0.75, score=score)
+    decision = load_model(outer).decision
+    assert (decision.unknown_score, decision.threshold) == (score, record["threshold"])
+    assert (record["unknown_score"], record["keep"], record["clips"]) == (score, 0.75, 2 * PER_FOLD)
+    clips = data.in_folds([2, 3]).clips
+    kept = [not row.unknown for row in load_model(outer).classify_many([clip.path for clip in clips])]
+    assert np.mean(kept) == record["kept"] == 0.75  # inner and outer are the same network here
+    assert load_model(outer).trainings[1]["threshold"] == decision.threshold
+    before = (outer / "bundle.json").read_bytes()
+    with pytest.raises(ConfigError, match="keep"):  # another temperature would move what was fitted
+        calibrate(outer, [inner], data)
+    assert (outer / "bundle.json").read_bytes() == before
+    again = calibrate(outer, [inner], data, keep=0.5)
+    assert again["unknown_score"] == score  # the model's own, unless another is named
+    assert again["threshold"] > record["threshold"]
+    with pytest.raises(ConfigError, match="share"):
+        calibrate(outer, [inner], data, keep=1.5)
+
+
+def test_without_keep_there_is_no_threshold(made: Made, data: Dataset) -> None:
+    outer = made(1, [2, 3, 4, 5])
+    record = calibrate(outer, [made(1, [3, 4, 5])], data)
+    decision = load_model(outer).decision
+    assert (decision.unknown_score, decision.threshold) == ("probability", 0.0)
+    assert not {"keep", "threshold", "unknown_score"} & record.keys()
+
+
 def test_the_judged_fold_is_never_heard(made: Made, data: Dataset) -> None:
     for clip in data.in_folds([1]).clips:
         clip.path.unlink()
@@ -228,6 +258,13 @@ def test_an_ensemble_is_calibrated_like_a_bundle(
     status, out, _ = call(*args)
     assert (status, f"temperature {record['temperature']:g}" in out) == (0, True)
     assert call("calibrate", tmp_path / "outer", "--data", data.root)[0] == 2
+    assert call(*args, "--score", "energy")[0] == 2
+    status, out, _ = call(*args, "--score", "energy", "--keep", 0.9)
+    decision = load_model(tmp_path / "outer").decision
+    assert (status, decision.unknown_score) == (0, "energy")
+    assert f"threshold {decision.threshold:g} on energy (93.8% pass)" in out  # 15 of 16
+    status, _, err = call(*args)
+    assert (status, "fitted to keep 0.9" in err) == (2, True)
 
 
 def test_clips_that_say_nothing_are_left_out(made: Made, data: Dataset) -> None:

@@ -14,7 +14,7 @@ from hypothesis.extra import numpy as hnp
 
 from soundmark.config import DecisionConfig
 from soundmark.errors import AudioError, ConfigError
-from soundmark.postprocess import Failure, LabelScore, Prediction, decide, pool, softmax
+from soundmark.postprocess import Failure, LabelScore, Prediction, decide, pool, softmax, unknown_score
 
 LABELS = ("a", "b", "c")
 
@@ -78,6 +78,64 @@ def test_thresholds_make_unknown_and_keep_the_scores() -> None:
     assert one((0.0, 1.0, 0.0), threshold=0.7, label_thresholds={"b": 0.5}).label == "b"
     assert one((0.0, 1.0, 0.0), threshold=0.1, label_thresholds={"b": 0.6}).unknown
     assert one((0.0, 1.0, 0.0), threshold=0.1, label_thresholds={"a": 0.9}).label == "b"
+
+
+def test_scores_for_unknown_sounds_by_hand() -> None:
+    def score(kind: str, *rows: tuple[float, ...], **decision) -> float:
+        return unknown_score(np.array(rows, np.float32), DecisionConfig(unknown_score=kind, **decision))
+
+    row = (math.log(1.0), math.log(2.0), math.log(5.0))
+    assert score("probability", row) == pytest.approx(5 / 8, abs=1e-6)
+    assert score("max-logit", row) == pytest.approx(math.log(5), abs=1e-6)
+    assert score("energy", row) == pytest.approx(math.log(8), abs=1e-6)
+    hot = tuple(2 * x for x in row)
+    assert score("energy", hot, temperature=2.0) == pytest.approx(2 * math.log(8), abs=1e-6)
+    assert score("max-logit", hot, temperature=2.0) == pytest.approx(2 * math.log(5), abs=1e-6)
+    louder = tuple(x + 3 for x in row)  # what the softmax cannot see
+    assert score("probability", louder) == pytest.approx(score("probability", row), abs=1e-6)
+    assert score("energy", louder) == pytest.approx(score("energy", row) + 3, abs=1e-6)
+    far = (-9.0, -9.0, 90.0)
+    assert score("energy", far) == pytest.approx(90)
+
+
+def test_windows_are_pooled_before_they_are_scored() -> None:
+    rows = np.array([[4.0, 0.0, 0.0], [0.0, 0.0, 2.0]], np.float32)
+    wanted = {
+        ("probability", "mean"): softmax(rows).mean(axis=0).max(),
+        ("probability", "max"): pool(softmax(rows), "max").max(),
+        ("max-logit", "mean"): 2.0,
+        ("max-logit", "max"): 4.0,
+        ("energy", "mean"): math.log(math.exp(2) + 1 + math.exp(1)),
+        ("energy", "max"): math.log(math.exp(4) + 1 + math.exp(2)),
+    }
+    for (kind, pooling), value in wanted.items():
+        found = unknown_score(rows, DecisionConfig(unknown_score=kind, pooling=pooling))
+        assert found == pytest.approx(value, abs=1e-9), (kind, pooling)
+
+
+@pytest.mark.parametrize("kind", ["max-logit", "energy"])
+def test_thresholds_on_logits_may_be_of_any_size(kind: str) -> None:
+    sure, unsure = (12.0, 6.0, 6.0), (-1.0, -7.0, -7.0)  # the same scores
+    for row, unknown in ((sure, False), (unsure, True)):
+        answer = one(row, unknown_score=kind, threshold=5.5)
+        assert (answer.unknown, answer.reason) == (unknown, "below_threshold" if unknown else "")
+        assert answer.score == pytest.approx(one(sure).score)
+        assert answer.labels[0].label == "a"
+        assert not one(row, unknown_score=kind, threshold=-2.0).unknown
+    assert one(unsure, unknown_score=kind, threshold=5.5, label_thresholds={"a": -2.0}).label == "a"
+    assert one(sure, unknown_score=kind, threshold=5.5, label_thresholds={"a": 20.0}).unknown
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    hnp.arrays(np.float32, (3, 3), elements=st.floats(-(2.0**127), 2.0**127, width=32)),
+    st.sampled_from(["mean", "max"]),
+    st.sampled_from(["probability", "max-logit", "energy"]),
+    st.floats(0.01, 100.0),
+)
+def test_scores_of_any_finite_logits_are_finite(logits, pooling: str, kind: str, temperature: float) -> None:
+    decision = DecisionConfig(unknown_score=kind, pooling=pooling, temperature=temperature)
+    assert math.isfinite(unknown_score(logits, decision))
 
 
 def test_silence_is_no_evidence_for_any_label() -> None:

@@ -26,6 +26,7 @@ from soundmark import (
     cli_report,
     cli_serve,
     cli_tune,
+    cli_unknowns,
     cli_weights,
     config,
     errors,
@@ -118,7 +119,7 @@ for verb in (
     cli_weights.weights,
 ):
     cli.add_command(verb)
-for verb in (cli_tune.cv, cli_tune.tune):
+for verb in (cli_tune.cv, cli_tune.tune, cli_unknowns.unknowns):
     cli.add_command(verb)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import click
 
 from soundmark import cli_options
-from soundmark.config import EnsembleConfig, ExportConfig, to_dict
+from soundmark.config import EnsembleConfig, ExportConfig, UnknownScore, to_dict
 from soundmark.preset import load_preset
 
 if TYPE_CHECKING:
@@ -38,6 +38,17 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print what was fit
 @cli_options.data
 @cli_options.split
 @_folds
+@click.option(
+    "--keep",
+    type=float,
+    metavar="SHARE",
+    help="Also fit the threshold for unknown sounds that this share of inner answers passes, such as 0.95.",
+)
+@click.option(
+    "--score",
+    type=click.Choice(get_args(UnknownScore)),
+    help="What that threshold is about; default: what BUNDLE has.",
+)
 @_json
 def calibrate(
     bundle: Path,
@@ -45,6 +56,8 @@ def calibrate(
     data: str | None,
     split_file: str | None,
     folds: str | None,
+    keep: float | None,
+    score: UnknownScore | None,
     as_json: bool,
 ) -> None:
     """Fit the temperature of BUNDLE (or an ensemble) on what --inner models say about folds they never saw.
@@ -53,18 +66,31 @@ def calibrate(
     """
     if not inner:
         raise click.UsageError("--inner is wanted", click.get_current_context())
+    if score and keep is None:
+        raise click.UsageError("--score goes with --keep", click.get_current_context())
     from soundmark import inner_answers, render
 
     dataset = _dataset(data, split_file)
     with render.clip_progress("inner answers", None) as on_clip:
         record = inner_answers.calibrate(
-            bundle, inner, dataset, folds=cli_options.folds(folds) or (), on_clip=on_clip
+            bundle,
+            inner,
+            dataset,
+            folds=cli_options.folds(folds) or (),
+            keep=keep,
+            score=score,
+            on_clip=on_clip,
         )
     if as_json:
         render.print_json(record)
         return
     _print_record(record, "before", "after")
-    render.print_note(f"temperature {record['temperature']:g}, written to {bundle}")
+    threshold = ""
+    if keep is not None:
+        threshold = (
+            f", threshold {record['threshold']:g} on {record['unknown_score']} ({record['kept']:.1%} pass)"
+        )
+    render.print_note(f"temperature {record['temperature']:g}{threshold}, written to {bundle}")
 
 
 @click.command(short_help="Make one model of several.")

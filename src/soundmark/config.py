@@ -31,6 +31,10 @@ Provider: TypeAlias = Literal["auto", "cpu", "cuda"]
 """What runs a model: CUDA where it works for "auto", CUDA and a warning where it does not for "cuda"."""
 
 
+UnknownScore: TypeAlias = Literal["probability", "max-logit", "energy"]
+"""What speaks for a recording being any known sound at all; `postprocess.unknown_score` has the formulas."""
+
+
 class AudioLimits(Config, frozen=True, kw_only=True):
     """What the loader accepts. Limits are on decoded samples and seconds, never on header promises."""
 
@@ -141,8 +145,16 @@ class DecisionConfig(Config, frozen=True, kw_only=True):
 
     temperature: PositiveFloat = 1.0  # logits are divided by it before the softmax
     pooling: Literal["mean", "max"] = "mean"  # how window scores become one score per label
-    threshold: Fraction = 0.0  # a best score below it is "unknown"
-    label_thresholds: dict[str, Fraction] = {}  # per-label thresholds that replace `threshold`
+    unknown_score: UnknownScore = "probability"  # what the thresholds are about
+    threshold: float = 0.0  # an answer whose `unknown_score` is below it is "unknown"
+    label_thresholds: dict[str, float] = {}  # per-label thresholds that replace `threshold`
+
+    def check(self) -> None:
+        """Refuse thresholds that no probability can have; the other scores are logits, of any size."""
+        for name in ("threshold", "label_thresholds"):
+            odd = [value for value in numbers(getattr(self, name)) if not 0 <= value <= 1]
+            if odd and self.unknown_score == "probability":
+                raise ValueError(f"`{name}` {odd[0]:g} is no probability, 0 to 1 is wanted")
 
 
 class NetworkConfig(Config, frozen=True, kw_only=True):
@@ -269,6 +281,15 @@ class EnsembleConfig(Config, frozen=True, kw_only=True):
         """Refuse an entry without a name."""
         if any(not name.strip() for entry in self.members for name in entry.split(" + ")):
             raise ValueError("`members` has an entry without the name of a preset")
+
+
+class UnknownsConfig(Config, frozen=True, kw_only=True):
+    """What `soundmark unknowns` leaves out of its trainings, and what else the bundles are to hear."""
+
+    draws: Positive = 5  # times that labels are drawn, a training each
+    left_out: Positive = 10  # labels that are left out of each
+    seed: NonNegative = 0  # another seed, other labels left out and other sounds made in code
+    made: Annotated[int, msgspec.Meta(ge=1, le=10_000)] = 50  # sounds made in code, of each kind
 
 
 class PrepareConfig(Config, frozen=True, kw_only=True):

@@ -28,7 +28,7 @@ _Curve = Sequence[tuple[float, float]]
 
 @dataclass(frozen=True, slots=True)
 class DemoClip:
-    """One synthetic clip: a name fit for a file, an ESC-50 category, and mono samples in [-1, 1]."""
+    """One synthetic clip: a name fit for a file, what it is (an ESC-50 category), and mono samples in [-1, 1]."""
 
     name: str
     label: str
@@ -56,15 +56,15 @@ def demo_clips(*, sample_rate: int = 44_100, seconds: float = 5.0, seed: int = 0
     clips = []
     for name, (label, play) in _SOUNDS.items():
         # Seeded by name, so that a sound added to the list leaves the others as they are.
-        scene = _Scene(
+        scene = Scene(
             np.random.default_rng([seed, *name.encode()]), sample_rate, round(seconds * sample_rate)
         )
         play(scene)
-        clips.append(DemoClip(name, label, _finished(scene.out, sample_rate), sample_rate))
+        clips.append(DemoClip(name, label, finished(scene.out, sample_rate), sample_rate))
     return clips
 
 
-def _finished(wave: _Wave, rate: int) -> npt.NDArray[np.float32]:
+def finished(wave: _Wave, rate: int) -> npt.NDArray[np.float32]:
     """Return ``wave`` without DC, peak at `PEAK`, faded in and out over `FADE_S`."""
     wave = wave - wave.mean()
     ramp = 0.5 - 0.5 * np.cos(np.pi * np.arange(round(FADE_S * rate)) / round(FADE_S * rate))
@@ -74,7 +74,7 @@ def _finished(wave: _Wave, rate: int) -> npt.NDArray[np.float32]:
 
 
 @dataclass(slots=True)
-class _Scene:
+class Scene:
     """A canvas of ``n`` samples, and the few tools that all sounds are made with."""
 
     rng: np.random.Generator
@@ -89,6 +89,7 @@ class _Scene:
 
     @property
     def end_s(self) -> float:
+        """Length of the scene."""
         return self.n / self.rate
 
     def times(self, every_s: float, *, jitter: float = 0.0, start_s: float = 0.0) -> _Wave:
@@ -172,7 +173,7 @@ def _kernel(rate: float, curve: tuple[tuple[float, float], ...], half: int) -> _
     return taps
 
 
-def _rain(s: _Scene) -> None:
+def _rain(s: Scene) -> None:
     s.out += 0.5 * s.noise([(100, -30), (600, -12), (2000, -3), (6000, 0), (12000, -6), (20000, -18)])
     for size_hz, per_s, gain in ((2600, 150, 0.4), (5400, 500, 0.3)):
         hits = (s.rng.random(s.n) < per_s / s.rate) * s.rng.exponential(gain, s.n)
@@ -180,14 +181,14 @@ def _rain(s: _Scene) -> None:
         s.out += np.convolve(hits, drop, mode="same")
 
 
-def _siren(s: _Scene) -> None:
+def _siren(s: Scene) -> None:
     sweep = 0.5 - 0.5 * np.cos(2 * np.pi * (s.t / s.rng.uniform(3.4, 4.2) + s.rng.random()))
     s.out += s.voice(600 + 700 * sweep, [1, 0.5, 0.5, 0.25, 0.2, 0.1, 0.08])
     s.room(0.35, 0.7)
     s.out += 0.02 * s.noise([(100, 0), (1000, -12), (8000, -40)])
 
 
-def _clock_tick(s: _Scene) -> None:
+def _clock_tick(s: Scene) -> None:
     modes = [
         (1150, 0.5, 0.02),
         (2350, 1.0, 0.018),
@@ -205,7 +206,7 @@ def _clock_tick(s: _Scene) -> None:
     s.surroundings(-18)
 
 
-def _church_bells(s: _Scene) -> None:
+def _church_bells(s: Scene) -> None:
     # hum, prime, tierce (a minor third), quint, nominal, and what lies above: gain and fall time for each.
     partials = [(0.5, 0.5, 9.0), (1.0, 0.6, 6.0), (1.19, 0.8, 5.0), (1.5, 0.4, 3.5), (2.0, 1.0, 4.0)]
     partials += [(2.51, 0.5, 2.2), (3.01, 0.7, 1.8), (4.17, 0.5, 1.2), (5.43, 0.4, 0.8), (6.8, 0.3, 0.5)]
@@ -221,7 +222,7 @@ def _church_bells(s: _Scene) -> None:
     s.surroundings(-15)
 
 
-def _crickets(s: _Scene) -> None:
+def _crickets(s: Scene) -> None:
     for loud, hz in ((1.0, 4400), (0.4, 4750), (0.25, 4900)):
         pitch_hz = hz * s.rng.uniform(0.97, 1.03)
         t = np.arange(round(0.016 * s.rate)) / s.rate
@@ -232,7 +233,7 @@ def _crickets(s: _Scene) -> None:
     s.out += 0.02 * s.noise([(200, 0), (2000, -10), (5000, 0), (9000, -20)])
 
 
-def _car_horn(s: _Scene) -> None:
+def _car_horn(s: Scene) -> None:
     low_hz = s.rng.uniform(390, 420)
     buzz = [1, 0.9, 1, 0.9, 0.8, 0.7, 0.55, 0.45, 0.35, 0.25, 0.2, 0.15, 0.1, 0.08]
     honks = ((0.0, 0.45), (0.8, 0.4), (1.6, 1.4), (3.6, 0.8))
@@ -246,7 +247,7 @@ def _car_horn(s: _Scene) -> None:
     s.out += 0.05 * s.noise([(100, 0), (1000, -12), (8000, -40)])
 
 
-def _door_wood_knock(s: _Scene) -> None:
+def _door_wood_knock(s: Scene) -> None:
     panel, every_s = s.rng.uniform(1.3, 1.6), s.rng.uniform(0.19, 0.24)
     for at_s in (start_s + every_s * k for start_s in s.times(2.2, start_s=0.4) for k in range(4)):
         body = s.burst([(60, -3), (200 * panel, 0), (500 * panel, -2), (1200, -12), (4000, -26)], 0.12)
@@ -256,7 +257,7 @@ def _door_wood_knock(s: _Scene) -> None:
     s.surroundings(-40)
 
 
-def _engine(s: _Scene) -> None:
+def _engine(s: Scene) -> None:
     firing_hz = s.rng.uniform(50, 55) * s.sway(3, 0.99, 1.01)
     # Harmonics of half the firing rate: odd ones weak, there because no two cylinders are alike.
     gains = 0.95 ** np.arange(28) * s.rng.uniform(0.6, 1.2, 28) * np.where(np.arange(28) % 2, 0.5, 0.2)
@@ -266,7 +267,7 @@ def _engine(s: _Scene) -> None:
     s.out += 0.35 * load * s.noise([(40, 0), (150, 0), (500, -5), (1500, -8), (4000, -14), (12000, -26)])
 
 
-def _helicopter(s: _Scene) -> None:
+def _helicopter(s: Scene) -> None:
     rotor_hz = s.rng.uniform(11, 13)
     slap = np.exp(3.0 * (np.sin(2 * np.pi * rotor_hz * s.t) - 1))
     s.out += slap * s.noise([(30, 0), (150, 0), (500, -12), (2000, -30)], slow=8)
@@ -277,7 +278,7 @@ def _helicopter(s: _Scene) -> None:
     s.out *= s.sway(0.7, 0.6, 1.0)
 
 
-def _sea_waves(s: _Scene) -> None:
+def _sea_waves(s: Scene) -> None:
     s.out += 0.15 * s.noise([(60, -6), (300, 0), (1000, -3), (6000, -16)])
     for at_s in s.times(2.6, jitter=0.2, start_s=s.rng.uniform(-1.5, -0.5)):
         swell = s.noise([(60, -12), (200, 0), (500, -3), (2000, -12), (8000, -28)], length_s=4.0)
@@ -287,7 +288,7 @@ def _sea_waves(s: _Scene) -> None:
             s.add(at_s, wave * ((x / crest) * np.exp(1 - x / crest)) ** 3 * np.minimum(1, (1 - x) * 4), gain)
 
 
-def _wind(s: _Scene) -> None:
+def _wind(s: Scene) -> None:
     gust = s.sway(1.2, 0.15, 1.0)
     s.out += gust * s.noise([(30, 0), (200, -3), (600, -12), (2500, -36)], slow=4)
     for hz in (420, 640, 900):
@@ -297,7 +298,7 @@ def _wind(s: _Scene) -> None:
         s.out += 0.18 * gust**2 * s.sway(3, 0, 1) * tone
 
 
-def _clock_alarm(s: _Scene) -> None:
+def _clock_alarm(s: Scene) -> None:
     pitch_hz = s.rng.uniform(2000, 2100)
     t = np.arange(round(0.07 * s.rate)) / s.rate
     beep = s.voice(np.full(t.size, pitch_hz), [1, 0.1, 0.35, 0.0, 0.2])
@@ -308,7 +309,7 @@ def _clock_alarm(s: _Scene) -> None:
     s.room(0.1, 0.2)
 
 
-def _water_drops(s: _Scene) -> None:
+def _water_drops(s: Scene) -> None:
     for at_s in s.times(0.55, jitter=0.4, start_s=0.2):
         for k in range(s.rng.integers(1, 3)):
             hz, fall_s = s.rng.uniform(700, 1800), s.rng.uniform(0.06, 0.14)
@@ -321,14 +322,14 @@ def _water_drops(s: _Scene) -> None:
     s.room(0.25, 0.6)
 
 
-def _vacuum_cleaner(s: _Scene) -> None:
+def _vacuum_cleaner(s: Scene) -> None:
     whine_hz = s.rng.uniform(190, 215) * s.sway(2, 0.995, 1.005)
     gains = [0.6, 1.2, 0.4, 0.7, 0.3, 0.6, 0.4, 0.4, 0.3, 0.3, 0.2, 0.2, 0.15, 0.15, 0.1]
     s.out += 0.65 * s.voice(whine_hz, gains)
     s.out += s.noise([(80, -14), (200, -3), (700, 0), (1500, -4), (4000, -10), (10000, -18), (16000, -30)])
 
 
-def _chirping_birds(s: _Scene) -> None:
+def _chirping_birds(s: Scene) -> None:
     for home_hz, every_s, loud in ((4200, 0.9, 1.0), (3100, 1.3, 0.5), (5600, 1.1, 0.4)):
         for at_s in s.times(every_s, jitter=0.4, start_s=s.rng.uniform(0, 0.6)):
             length_s, notes = s.rng.uniform(0.05, 0.11), s.rng.integers(2, 6)
@@ -342,7 +343,7 @@ def _chirping_birds(s: _Scene) -> None:
     s.out += 0.01 * s.noise([(100, 0), (2000, -12)])
 
 
-def _thunderstorm(s: _Scene) -> None:
+def _thunderstorm(s: Scene) -> None:
     for bolt_s in s.times(6.0, jitter=0.3, start_s=0.3):
         s.add(bolt_s, s.burst([(100, 0), (1500, -4), (6000, -14)], 0.9, attack_s=0.02), 0.7)
         for late_s, gain in ((0.0, 1.0), (0.6, 0.7), (1.7, 0.5)):
@@ -353,7 +354,7 @@ def _thunderstorm(s: _Scene) -> None:
     s.out += 0.05 * s.noise([(300, -20), (2000, -3), (6000, 0), (14000, -8)])
 
 
-def _crackling_fire(s: _Scene) -> None:
+def _crackling_fire(s: Scene) -> None:
     s.out += 0.06 * s.sway(4, 0.5, 1) * s.noise([(30, 0), (100, -3), (500, -14), (2000, -20), (10000, -20)])
     for at_s in s.times(0.05, jitter=0.95):
         length_s = s.rng.uniform(0.003, 0.012)
@@ -361,7 +362,7 @@ def _crackling_fire(s: _Scene) -> None:
         s.add(at_s + s.rng.exponential(0.03), snap, min(1.0, 0.06 * s.rng.pareto(1.0)))
 
 
-_SOUNDS: dict[str, tuple[str, Callable[[_Scene], None]]] = {
+_SOUNDS: dict[str, tuple[str, Callable[[Scene], None]]] = {
     "steady_rain": ("rain", _rain),
     "wailing_siren": ("siren", _siren),
     "ticking_clock": ("clock_tick", _clock_tick),

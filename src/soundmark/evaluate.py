@@ -136,7 +136,7 @@ def evaluate(
             failures.append(row)
             failed.append(clip)
         else:
-            answers.append(_answer(clip, model, row))
+            answers.append(answered(clip, model, row))
         if on_clip:
             on_clip(1)
     seconds = time.perf_counter() - began
@@ -279,7 +279,8 @@ def _calibration(answers: Sequence[Answer]) -> dict[str, Any]:
     return table
 
 
-def _answer(clip: Clip, model: Model, row: Prediction) -> Answer:
+def answered(clip: Clip, model: Model, row: Prediction) -> Answer:
+    """Return what ``model`` said in ``row`` about ``clip``, which has one of its labels."""
     scores, true = row.scores, model.labels.index(clip.label)
     rank = int(np.sum(scores >= scores[true])) - 1  # ties count against the model
     best = int(np.where(np.arange(len(scores)) == true, -1.0 if rank else 2.0, scores).argmax())

@@ -6,6 +6,7 @@ The folds that neither it nor k's judgement needs are *held*: answers on them ar
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from soundmark import bundle, ensemble_manifest, fitting, storage
+from soundmark import bundle, ensemble_manifest, fitting, storage, unknowns
 from soundmark.classifier import Classifier
+from soundmark.config import DecisionConfig, UnknownScore
 from soundmark.cross_validation import refuse_mixed
 from soundmark.dataset import Dataset
 from soundmark.ensemble import Ensemble, load_model
@@ -116,37 +118,55 @@ def calibrate(
     dataset: Dataset,
     *,
     folds: tuple[int, ...] = (),
+    keep: float | None = None,
+    score: UnknownScore | None = None,
     on_clip: OnClip = None,
 ) -> dict[str, Any]:
     """Fit the temperature of a bundle or ensemble on inner answers, write it there, and return what was fitted.
+
+    With ``keep`` also the threshold below which a recording is unknown, after the temperature, on the same answers.
 
     Args:
         model: directory of the bundle or ensemble; it gets a new digest.
         inner: inner models of the same system; what each says about its held folds counts.
         dataset: with folds.
         folds: see `hear`.
+        keep: share of the inner answers, all of known sounds, that are not to be called unknown; None: no threshold.
+        score: what the threshold is about; default: what the model has.
         on_clip: called with 1 per clip.
 
     Raises:
+        ConfigError: ``keep`` is no share, or the model has a fitted threshold, which another temperature would move.
         DatasetError: code ``leak``, see `hear`.
         BundleError: an inner model is of another system (``mixed_bundles``).
     """
     judged, models = load_model(model), [load_model(path) for path in inner]
     refuse_mixed({str(one.path): one for one in (judged, *models)})
+    _check_keep(judged, keep)
     outer = outer_folds(judged, dataset)
     heard = [hear(one, dataset, outer=outer, folds=folds, on_clip=on_clip) for one in models]
     logits = [one for held in heard for one in held.logits.values()]
     targets = _targets([list(held.targets.values()) for held in heard])
     pooling = judged.decision.pooling
     temperature = short(fitting.fit_temperature(logits, targets, pooling))
-    record = {
+    record: dict[str, Any] = {
         **_record(models, heard, dataset, outer),
         "clips": len(targets),
         "temperature": temperature,
         **_figures("before", fitting.of_clips(logits, 1.0, pooling), targets),
         **_figures("after", fitting.of_clips(logits, temperature, pooling), targets),
     }
-    _rewrite(judged, temperature, record)
+    decision = replace(judged.decision, temperature=temperature)
+    if keep is not None:
+        decision = _with_threshold(decision, logits, keep, score or decision.unknown_score)
+        known = unknowns.scores_of(logits, decision, decision.unknown_score)
+        record |= {
+            "unknown_score": decision.unknown_score,
+            "threshold": decision.threshold,
+            "keep": keep,
+            "kept": short(float((known >= decision.threshold).mean())),
+        }
+    _rewrite(judged, decision, record)
     return record
 
 
@@ -239,9 +259,29 @@ def _figures(name: str, said: npt.NDArray[np.float64], targets: npt.NDArray[np.i
     }
 
 
-def _rewrite(model: Model, temperature: float, record: dict[str, Any]) -> None:
-    """Write the temperature and its record into the folder of ``model``, whole or not at all."""
-    decision = replace(model.decision, temperature=temperature)
+def _check_keep(model: Model, keep: float | None) -> None:
+    if keep is not None and not 0 < keep <= 1:
+        raise ConfigError(f"`keep` is {keep:g}", wanted="a share above 0, at most 1")
+    assert isinstance(model, Classifier | Ensemble)
+    before = model.manifest.provenance.get("calibration", {}).get("keep")
+    if keep is None and before is not None:
+        raise ConfigError(
+            f"{model.path} has a threshold that was fitted to keep {before:g} of the known clips",
+            wanted="`keep`, so that it is fitted again",
+            cause="at another temperature it would keep another share",
+        )
+
+
+def _with_threshold(
+    decision: DecisionConfig, logits: Sequence[npt.NDArray[np.floating]], keep: float, score: UnknownScore
+) -> DecisionConfig:
+    """Return ``decision`` with the threshold that keeps the share; it is rounded down, or the last clip would fall."""
+    fitted = unknowns.threshold(unknowns.scores_of(logits, decision, score), keep)
+    return unknowns.replaced(decision, score, math.floor(fitted * 1e4) / 1e4)
+
+
+def _rewrite(model: Model, decision: DecisionConfig, record: dict[str, Any]) -> None:
+    """Write the decision and the record of what was fitted into the folder of ``model``, whole or not at all."""
     if isinstance(model, Ensemble):
         provenance = {**model.manifest.provenance, "calibration": record}
         new = replace(model.manifest, decision=decision, provenance=provenance)

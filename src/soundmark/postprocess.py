@@ -157,6 +157,23 @@ def log_scores(logits: npt.ArrayLike, temperature: float, pooling: str) -> npt.N
     return best - _log_sum(best, axis=-1)[..., None]  # type: ignore[no-any-return]
 
 
+def unknown_score(logits: npt.ArrayLike, decision: DecisionConfig) -> float:
+    """Return how much speaks for any of the labels, from window logits ``(n_windows, n_labels)``; low is unknown.
+
+    ``probability``: the best pooled score, 0 to 1 (Hendrycks & Gimpel, ICLR 2017). ``max-logit``: the largest logit
+    (Hendrycks et al., ICML 2022). ``energy``: ``T log(sum(exp(logits / T)))``, the negative energy of Liu et al.,
+    NeurIPS 2020, equation 4, at the temperature of the decision. The softmax forgets the level of the logits, which
+    these two keep; several windows are pooled as logits, by mean or maximum, since pooled scores have no level left.
+    """
+    x = np.asarray(logits, dtype=np.float64)
+    if decision.unknown_score == "probability":
+        return float(pool(softmax(x, decision.temperature), decision.pooling).max())
+    x = x.mean(axis=0) if decision.pooling == "mean" else x.max(axis=0)
+    if decision.unknown_score == "max-logit":
+        return float(x.max())
+    return float(decision.temperature * _log_sum(x / decision.temperature, axis=-1))
+
+
 def _log_sum(x: npt.NDArray[np.float64], *, axis: int) -> npt.NDArray[np.float64]:
     """Return ``log(sum(exp(x)))`` over ``axis``, without overflow."""
     top = x.max(axis=axis, keepdims=True)
@@ -202,7 +219,7 @@ def decide(
     reason = ""
     if silent:
         reason = "silent"
-    elif score < decision.label_thresholds.get(best, decision.threshold):
+    elif unknown_score(logits, decision) < decision.label_thresholds.get(best, decision.threshold):
         reason = "below_threshold"
     return Decision(
         label=None if reason else best,

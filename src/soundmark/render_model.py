@@ -70,7 +70,8 @@ def print_bundle(bundle: Bundle, *, as_json: bool) -> None:
         "front end": f"{frontend.kind}, {frontend.sample_rate} Hz, n_fft {frontend.n_fft}, "
         f"hop_length {frontend.hop_length}, {frontend.n_rows} rows, {manifest.frontend_fingerprint[:12]}",
         "window": f"{manifest.window.window_s:g} s, hop {manifest.window.hop_s:g} s",
-        "decision": f"temperature {manifest.decision.temperature:g}, threshold {manifest.decision.threshold:g}",
+        "decision": f"temperature {manifest.decision.temperature:g}, threshold {manifest.decision.threshold:g} "
+        f"on {manifest.decision.unknown_score}",
         "trained on": f"{training.get('data', '?')}, folds {training.get('train_folds', '?')}, "
         f"fold {training.get('test_fold', '?')} kept aside",
         "written by": manifest.created_by,

@@ -66,6 +66,7 @@ class Answers:
             "sample_rate": self.classifier.sample_rate,
             "window_s": manifest.window.window_s,
             "hop_s": manifest.window.hop_s,
+            "unknown_score": manifest.decision.unknown_score,
             "threshold": manifest.decision.threshold,
             "provider": self.classifier.runtime.provider,
             "provider_fallback": self.classifier.runtime.fallback,

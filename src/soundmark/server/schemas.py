@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from soundmark.config import UnknownScore
+
 MAX_TOP_K = 50
 MAX_POINTS = 4096
 
@@ -162,6 +164,7 @@ class ModelInfo(BaseModel):
     sample_rate: int
     window_s: float
     hop_s: float
+    unknown_score: Annotated[UnknownScore, Field(description="What the threshold is about.")]
     threshold: float
     provider: Annotated[Literal["cpu", "cuda"], Field(description="What runs the model.")]
     provider_fallback: Annotated[str, Field(description="Why it is not the provider that was asked for.")]
