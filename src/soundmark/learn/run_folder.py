@@ -103,8 +103,14 @@ def claim(out: Path, preset: Preset, info: dict[str, Any], resume: bool, split: 
     storage.write_bytes(out / "run.json", json.dumps({**info, "finished": False}, indent=2).encode())
 
 
-def settle(path: Path, info: dict[str, Any]) -> None:
+def settle(path: Path, info: dict[str, Any], *, growing: str = "") -> None:
     """Write ``info`` to ``path``, or refuse where another is there, showing the difference.
+
+    Args:
+        path: the file.
+        info: plain data.
+        growing: a key with named entries, which may come one after the other: one that is not there yet is written
+            beside the others, one that is there may not change.
 
     Raises:
         TrainingError: the folder belongs to another command; code ``other_run``.
@@ -115,6 +121,13 @@ def settle(path: Path, info: dict[str, Any]) -> None:
     except (OSError, ValueError):
         storage.write_bytes(path, (json.dumps(mine, indent=2) + "\n").encode())
         return
+    if growing:
+        known, new = theirs.get(growing) or {}, mine.get(growing) or {}
+        grown = {**mine, growing: {**known, **new}}
+        theirs, mine = {**theirs, growing: {**new, **known}}, grown
+        if known.keys() != grown[growing].keys() and not _differences(theirs, mine):
+            storage.write_bytes(path, (json.dumps(mine, indent=2) + "\n").encode())
+            return
     differing = _differences(theirs, mine)
     if differing:
         raise TrainingError(

@@ -25,6 +25,8 @@ from soundmark.model import Model
 from soundmark.postprocess import log_scores
 
 Array = npt.NDArray[np.float32]
+Given = tuple[tuple[Path, float], ...]
+"""Folders of teachers and their weights, as a user names them."""
 
 
 @dataclass(frozen=True, slots=True)
