@@ -109,6 +109,8 @@ class Lesson:
         for result in in_processes(build_views, calls, jobs=jobs, on_wait=look):
             if isinstance(result, Exception):
                 raise result
+        if progress:
+            progress(left)
 
 
 def _clips(wanted: Sequence[tuple[views.Fold, int]]) -> int:

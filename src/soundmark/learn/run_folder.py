@@ -121,13 +121,11 @@ def settle(path: Path, info: dict[str, Any], *, growing: str = "") -> None:
     except (OSError, ValueError):
         storage.write_bytes(path, (json.dumps(mine, indent=2) + "\n").encode())
         return
-    if growing:
-        known, new = theirs.get(growing) or {}, mine.get(growing) or {}
-        grown = {**mine, growing: {**known, **new}}
-        theirs, mine = {**theirs, growing: {**new, **known}}, grown
-        if known.keys() != grown[growing].keys() and not _differences(theirs, mine):
-            storage.write_bytes(path, (json.dumps(mine, indent=2) + "\n").encode())
-            return
+    new = False
+    if growing and isinstance(theirs, dict):
+        there, here = theirs.get(growing) or {}, mine.get(growing) or {}
+        new = not here.keys() <= there.keys()
+        theirs, mine = {**theirs, growing: {**here, **there}}, {**mine, growing: {**there, **here}}
     differing = _differences(theirs, mine)
     if differing:
         raise TrainingError(
@@ -135,15 +133,23 @@ def settle(path: Path, info: dict[str, Any], *, growing: str = "") -> None:
             wanted="the same preset, data, folds and versions to go on, or another --out",
             code="other_run",
         )
+    if new:
+        storage.write_bytes(path, (json.dumps(mine, indent=2) + "\n").encode())
 
 
 def _with_defaults(info: dict[str, Any]) -> dict[str, Any]:
-    """Return ``info`` with its preset as it is read today: fields that came later have their defaults."""
+    """Return ``info`` with its presets as they are read today: fields that came later have their defaults."""
+
+    def today(tree: dict[str, Any]) -> Any:
+        return json.loads(json.dumps(to_dict(from_dict(tree, Preset))))
+
     try:
-        preset = from_dict(info["preset"], Preset)
+        read = {**info, "preset": today(info["preset"])}
+        if "members" in info:
+            read["members"] = [[today(one) for one in member] for member in info["members"]]
     except (KeyError, TypeError, AttributeError, ConfigError):  # it says nothing, or what is unknown here
         return info
-    return {**info, "preset": json.loads(json.dumps(to_dict(preset)))}
+    return read
 
 
 def epochs_done(run: Path) -> int:
