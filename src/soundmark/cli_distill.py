@@ -10,21 +10,12 @@ from soundmark import cli_options, config, errors
 from soundmark.preset import load_preset
 
 
-def _teacher(text: str) -> tuple[Path, float]:
-    """Return folder and weight of ``DIR`` or ``DIR=0.6``; a folder may have a ``=`` in its name."""
-    folder, sign, weight = text.rpartition("=")
-    try:
-        return (cli_options.path(folder), float(weight)) if sign else (cli_options.path(text), 1.0)
-    except ValueError:
-        return cli_options.path(text), 1.0
-
-
 @click.command(short_help="Train a preset on what teachers say about views of the clips.")
 @click.argument("preset")
 @click.option(
     "--teacher",
     "teachers",
-    type=_teacher,
+    type=cli_options.teacher,
     multiple=True,
     metavar="DIR[=W]",
     help="Bundle that teaches, with its weight; several share their answers. fp32 ones serve all folds sooner.",

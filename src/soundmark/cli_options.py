@@ -18,6 +18,15 @@ def path(text: str) -> Path:
     return Path(text).expanduser()
 
 
+def teacher(text: str) -> tuple[Path, float]:
+    """Return folder and weight of ``DIR`` or ``DIR=0.6``; a folder may have a ``=`` in its name."""
+    folder, sign, weight = text.rpartition("=")
+    try:
+        return (path(folder), float(weight)) if sign else (path(text), 1.0)
+    except ValueError:
+        return path(text), 1.0
+
+
 def config_options(kind: type[config.Config], *, but: frozenset[str] = frozenset()) -> Callable[[Any], Any]:
     """Return a decorator that adds one option per field of ``kind``, under the name of the field, ``but`` some."""
     comments = config.describe(kind)

@@ -47,6 +47,18 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the result a
     help="fold<k>/run, fold<k>/bundle, report.json.",
 )
 @click.option("--folds", metavar="K,K", help="Folds to do; default: all. Others can follow later.")
+@click.option(
+    "--teacher",
+    "teachers",
+    type=cli_options.teacher,
+    multiple=True,
+    metavar="DIR[=W]",
+    help="Distil each fold from DIR/fold<k>, a folder of `cv`; several share their answers by weight.",
+)
+@click.option("--inner", is_flag=True, help="Inner runs, too: inner-3-4-5/bundle, to fit on and as teachers.")
+@click.option(
+    "--calibrate", is_flag=True, help="Fit the temperature of each bundle on the answers of inner runs."
+)
 @_jobs
 @_set
 @_weights
@@ -58,6 +70,9 @@ def cv(
     lenient: bool,
     out: Path,
     folds: str | None,
+    teachers: tuple[tuple[Path, float], ...],
+    inner: bool,
+    calibrate: bool,
     jobs: int,
     overrides: tuple[str, ...],
     weights: Path | None,
@@ -65,26 +80,36 @@ def cv(
 ) -> int:
     """Train PRESET once per fold without that fold, export int8 bundles, score each on its fold, write one report.
 
+    With --teacher it is distilled, each fold from a teacher that has never seen it, inner runs from theirs.
     The same command goes on where it was ended, whatever ended it.
     """
     merged = load_preset(preset, overrides)
     chosen = cli_options.folds(folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render, render_model
-    from soundmark.learn.cv import cross_validate, n_epochs
+    from soundmark.learn import cv as crossing
 
     dataset, split = _folded(data, split_file, lenient)
-    with render.clip_progress("epochs", n_epochs(merged, dataset, chosen)) as on_epoch:
-        report = cross_validate(
+    more = inner or calibrate
+    totals = {"views": crossing.n_views(merged, dataset, chosen, inner=more)} if teachers else {}
+    totals["epochs"] = crossing.n_epochs(merged, dataset, chosen, inner=more)
+    totals["clips"] = crossing.n_clips(merged, dataset, chosen, calibrate=calibrate)
+    with render.several_progress(totals) as on:
+        report = crossing.cross_validate(
             merged,
             dataset,
             out=out,
             folds=chosen,
+            teachers=teachers,
+            inner=inner,
+            calibrate=calibrate,
             split=split,
             weights=weights,
             jobs=jobs,
             command=cli_options.command(click.get_current_context()),
-            on_epoch=on_epoch,
+            on_view=on.get("views"),
+            on_epoch=on["epochs"],
+            on_clip=on["clips"],
             on_note=lambda text: render.print_note(text, aside=True),
         )
     if as_json:

@@ -276,6 +276,8 @@ class EnsembleConfig(Config, frozen=True, kw_only=True):
 
     members: tuple[str, ...] = ()  # presets; "a + b": frozen ones side by side under one linear layer
     l2: PositiveFloat = 0.01  # penalty on the weights of that layer
+    fit: bool = True  # weights and temperatures from inner answers; false: equal weights, temperature 1
+    quantize: bool = True  # as the members' presets say; false: all members are fp32
 
     def check(self) -> None:
         """Refuse an entry without a name."""

@@ -39,9 +39,8 @@ def find_bundles(folder: Path, folds: Iterable[int] = ()) -> dict[int, Path]:
     found: dict[int, Path] = {}
     for path in sorted(folder.glob("fold*")) if folder.is_dir() else []:
         match = re.fullmatch("fold([0-9]{1,4})", path.name)
-        for candidate in (path / "bundle", path):
-            if match and any((candidate / name).is_file() for name in ("bundle.json", ENSEMBLE)):
-                found.setdefault(int(match[1]), candidate)
+        if match and (there := _model_in(path)):
+            found.setdefault(int(match[1]), there)
     missing = sorted(set(folds) - set(found))
     if missing or not found:
         what = f"fold {', '.join(map(str, missing))}" if missing else "any fold"
@@ -51,6 +50,31 @@ def find_bundles(folder: Path, folds: Iterable[int] = ()) -> dict[int, Path]:
             code="model_not_found",
         )
     return {fold: found[fold] for fold in sorted(set(folds) or found)}
+
+
+def find_inner(folder: Path, name: str) -> Path:
+    """Return the bundle or ensemble of an inner run in ``folder``: ``<name>/`` or ``<name>/bundle/``.
+
+    Raises:
+        BundleError: there is none; code ``model_not_found``.
+    """
+    found = _model_in(folder / name)
+    if found is None:
+        raise BundleError(
+            f"{folder} has no bundle for the inner run {name}",
+            wanted=f"a bundle or ensemble in {folder / name}, trained on those folds alone",
+            cause="it was made without them: `soundmark cv ... --inner` makes them too",
+            code="model_not_found",
+        )
+    return found
+
+
+def _model_in(home: Path) -> Path | None:
+    """Return ``home/bundle`` or ``home``, whichever is a bundle or an ensemble, None where neither is."""
+    for path in (home / "bundle", home):
+        if any((path / name).is_file() for name in ("bundle.json", ENSEMBLE)):
+            return path
+    return None
 
 
 def load_bundles(bundles: Mapping[int, Path], *, threads: int = 1) -> dict[int, Model]:

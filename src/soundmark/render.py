@@ -11,7 +11,7 @@ import json
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -146,14 +146,27 @@ def clip_progress(what: str, total: int | None, *, beside_rows: bool = False) ->
     The bar is on standard error, and only where that is a terminal. With ``beside_rows``, rows are printed meanwhile:
     where they go to a terminal too, they are the progress, and there is no bar.
     """
+    with several_progress({what: total}, beside_rows=beside_rows) as on:
+        yield on[what]
+
+
+@contextmanager
+def several_progress(
+    totals: Mapping[str, int | None], *, beside_rows: bool = False
+) -> Iterator[dict[str, OnClip]]:
+    """Yield name -> function, as `clip_progress` does, with a bar for each of ``totals``."""
     with batch.stoppable() as check, _progress(beside_rows=beside_rows) as bar:
-        task = bar.add_task(what, total=total)
 
-        def on_clip(n: float, total: float | None = None) -> None:
-            bar.update(task, advance=n, total=total)
-            check()
+        def counter(what: str, total: int | None) -> OnClip:
+            task = bar.add_task(what, total=total)
 
-        yield on_clip
+            def on_clip(n: float, total: float | None = None) -> None:
+                bar.update(task, advance=n, total=total)
+                check()
+
+            return on_clip
+
+        yield {what: counter(what, total) for what, total in totals.items()}
 
 
 @contextmanager

@@ -26,9 +26,10 @@ def without(tree: dict[str, Any], section: str, field: str) -> dict[str, Any]:
 
 
 def test_a_folder_from_before_a_field_is_the_same_one(tmp_path: Path) -> None:
-    info = {"data": "ESC-50", "preset": to_dict(synthetic.tiny_preset())}
-    path = tmp_path / "cv.json"
-    path.write_text(json.dumps(without(info, "augment", "style_probability")))
+    info: dict[str, Any] = {"data": "ESC-50", "preset": to_dict(synthetic.tiny_preset())}
+    path, old = tmp_path / "cv.json", without(info, "augment", "style_probability")
+    info["members"] = [[info["preset"]]]
+    path.write_text(json.dumps({**old, "members": [[old["preset"]]]}))
     before = path.read_bytes()
     settle(path, info)
     assert path.read_bytes() == before
@@ -43,3 +44,22 @@ def test_what_is_not_understood_is_another_one(tmp_path: Path, theirs: object) -
     path.write_text(json.dumps(theirs))
     with pytest.raises(TrainingError):
         settle(path, {"data": "ESC-50", "preset": to_dict(synthetic.tiny_preset())})
+
+
+def test_teachers_of_later_folds_are_written_beside_those_that_are_there(tmp_path: Path) -> None:
+    path, info = tmp_path / "cv.json", {"data": "ESC-50", "n_teachers": 1}
+
+    def settled(**teachers: list[str]) -> dict[str, Any]:
+        settle(path, {**info, "teachers": teachers}, growing="teachers")
+        found: dict[str, Any] = json.loads(path.read_bytes())["teachers"]
+        return found
+
+    assert settled(fold1=["a"]) == {"fold1": ["a"]}
+    assert settled(fold2=["b"]) == {"fold1": ["a"], "fold2": ["b"]}
+    before = path.read_bytes()
+    assert settled(fold2=["b"]) == settled()
+    with pytest.raises(TrainingError, match=r"teachers\.fold1 was \['a'\], now \['c'\]"):
+        settled(fold1=["c"], fold3=["d"])
+    with pytest.raises(TrainingError, match="something else: n_teachers was 1, now None; wanted"):
+        settle(path, {"data": "ESC-50"}, growing="teachers")
+    assert path.read_bytes() == before

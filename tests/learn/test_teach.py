@@ -17,7 +17,8 @@ from soundmark.dataset import Dataset
 from soundmark.ensemble import Ensemble, load_model
 from soundmark.errors import ConfigError, TrainingError
 from soundmark.learn import cv, fold_bundle
-from soundmark.learn.teach import members_of, pairs, plan
+from soundmark.learn.inner_folds import pairs
+from soundmark.learn.teach import members_of, plan
 from soundmark.learn.train import train
 from soundmark.preset import Preset, load_preset
 from soundmark.sources import open_dataset

@@ -168,6 +168,26 @@ def test_a_teacher_that_knows_another_fold_is_refused(
     assert caught.value.code == "leak"
 
 
+@pytest.mark.parametrize("what", ["bundle", "ensemble"])
+def test_a_teacher_that_was_fitted_on_another_fold_is_refused(
+    fp32_bundle: Path, dataset: Dataset, tmp_path: Path, what: str
+) -> None:
+    from msgspec.structs import replace
+
+    record = {"train_folds": [5], "data": "ESC-50"}
+    if what == "bundle":
+        one = bundle.read(fp32_bundle)
+        said = replace(one.manifest, provenance={**one.manifest.provenance, "calibration": record})
+        bundle.write(tmp_path / "made", manifest=said, model=one.model, readme="#")
+    else:
+        models = [ensemble.load_model(fp32_bundle)] * 2
+        ensemble.write(tmp_path / "made", models, name="made", provenance={"weights": record})
+    with pytest.raises(TrainingError, match="calibrated or weighed on fold 5") as caught:
+        refuse_strangers(opened(tmp_path / "made"), dataset, (1, 2, 3, 4), dataset.hashes())
+    assert caught.value.code == "leak"
+    refuse_strangers(opened(tmp_path / "made"), dataset, (1, 2, 3, 4, 5), dataset.hashes())
+
+
 def test_a_teacher_of_other_folds_of_the_same_numbers_is_refused(fp32_bundle: Path, dataset: Dataset) -> None:
     from dataclasses import replace
 

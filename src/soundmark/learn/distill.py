@@ -20,7 +20,7 @@ from soundmark.learn.features import OnBad
 from soundmark.learn.run_folder import EpochReport, Run
 from soundmark.learn.seen import Seen
 from soundmark.learn.taught import Taught
-from soundmark.learn.teachers import Teacher, described, open_teachers, refuse_strangers
+from soundmark.learn.teachers import Given, Teacher, described, open_teachers, refuse_strangers
 from soundmark.learn.train import train
 from soundmark.learn.workers import in_processes
 from soundmark.preset import Preset
@@ -32,7 +32,7 @@ class Lesson:
     """Teachers and what they are asked; `train` calls it for what a run learns from."""
 
     preset: Preset
-    given: tuple[tuple[Path, float], ...]
+    given: Given
     teachers: tuple[Teacher, ...]
     hashes: dict[str, str]
     jobs: int = 1
@@ -59,16 +59,35 @@ class Lesson:
                 wanted="some of every label",
                 code="too_many_bad",
             )
-        consumers = _consumers(preset, self.teachers)
-        wanted = views.missing(consumers, folds, preset.distill.views)
+        self.store(folds, progress=progress)
+        return Taught(preset, folds, self.teachers, seen, len(train_set.labels))
+
+    def store(
+        self,
+        folds: Sequence[views.Fold],
+        *,
+        progress: Callable[[int], None] | None = None,
+        on_note: Callable[[str], None] | None = None,
+    ) -> None:
+        """Make and keep the views of ``folds``, and what is heard of them, that are not stored yet.
+
+        Args:
+            folds: with their clips (`views.folds_of`).
+            progress: called with how many more views are there.
+            on_note: told what is going to be made.
+        """
+        consumers, n = _consumers(self.preset, self.teachers), self.preset.distill.views
+        wanted = views.missing(consumers, folds, n)
+        total, left = sum(len(fold.clips) for fold in folds) * n, _clips(wanted)
         if progress:
-            usable = len(train_set.clips) - len(skipped)
-            progress(usable * preset.distill.views - _clips(wanted))  # those that are there
+            progress(total - left)  # those that are there
+        if on_note and wanted:
+            names = ", ".join(str(fold.number) for fold in folds)
+            on_note(f"fold {names}: {left} of {total} views are made now and stored for every run")
         if self.jobs > 1 and wanted:
             self._in_processes(wanted, progress)
         else:
-            views.build(consumers, wanted, preset, on_view=progress)
-        return Taught(preset, folds, self.teachers, seen, len(train_set.labels))
+            views.build(consumers, wanted, self.preset, on_view=progress)
 
     def _in_processes(
         self, wanted: list[tuple[views.Fold, int]], progress: Callable[[int], None] | None
@@ -90,15 +109,15 @@ class Lesson:
         for result in in_processes(build_views, calls, jobs=jobs, on_wait=look):
             if isinstance(result, Exception):
                 raise result
+        if progress:
+            progress(left)
 
 
 def _clips(wanted: Sequence[tuple[views.Fold, int]]) -> int:
     return sum(len(fold.clips) for fold, _ in wanted)
 
 
-def build_views(
-    preset: Preset, given: tuple[tuple[Path, float], ...], wanted: list[tuple[views.Fold, int]]
-) -> None:
+def build_views(preset: Preset, given: Given, wanted: list[tuple[views.Fold, int]]) -> None:
     """Write some blocks, in a process of its own."""
     teachers = open_teachers(given, window_s=preset.window.window_s, threads=torch.get_num_threads())
     views.build(_consumers(preset, teachers), wanted, preset)
@@ -107,6 +126,51 @@ def build_views(
 def _consumers(preset: Preset, teachers: Sequence[Teacher]) -> list[views.Consumer]:
     """Return who hears every view: the student, and each trunk once."""
     return [Seen(preset), *{teacher.trunk.key: teacher.trunk for teacher in teachers}.values()]
+
+
+def store_views(
+    preset: Preset,
+    dataset: Dataset,
+    lessons: Sequence[tuple[Given, tuple[int, ...]]],
+    *,
+    hashes: dict[str, str],
+    jobs: int = 1,
+    on_view: Callable[[int], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> None:
+    """Store what several students of one preset are going to learn from, fold by fold: each view is made once.
+
+    Args:
+        preset: of the students.
+        dataset: clips of all folds.
+        lessons: teachers of each student and the folds it learns from; a teacher hears no others.
+        hashes: of the files of those folds.
+        jobs: processes that make views and answers.
+        on_view: called with how many more views are there.
+        on_note: told what is going to be made.
+
+    Raises:
+        SoundmarkError: see `views.build` and `open_teachers`.
+    """
+    threads = torch.get_num_threads()
+    for number in sorted({fold for _, folds in lessons for fold in folds}):
+        given = tuple(dict.fromkeys(one for some, folds in lessons if number in folds for one in some))
+        opened = open_teachers(given, window_s=preset.window.window_s, threads=threads)
+        part = views.folds_of(dataset.in_folds([number]), preset, hashes)
+        Lesson(preset, given, opened, hashes, jobs).store(part, progress=on_view, on_note=on_note)
+
+
+def refuse_student(preset: Preset) -> None:
+    """Refuse a preset that cannot be distilled, before work begins.
+
+    Raises:
+        ConfigError: it stops early, or its features cannot be stored.
+    """
+    if preset.train.patience:
+        raise ConfigError(
+            f"`train.patience` {preset.train.patience}", wanted="0: a student has a fixed schedule"
+        )
+    Seen(preset)
 
 
 def distill(
@@ -148,11 +212,7 @@ def distill(
     """
     if preset.labels and preset.labels != dataset.labels:
         dataset = dataset.with_labels(preset.labels)
-    if preset.train.patience:
-        raise ConfigError(
-            f"`train.patience` {preset.train.patience}", wanted="0: a student has a fixed schedule"
-        )
-    Seen(preset)  # what cannot be stored is said before work begins
+    refuse_student(preset)
     folds = train_folds or tuple(fold for fold in dataset.folds if fold != test_fold)
     opened = open_teachers(teachers, window_s=preset.window.window_s, threads=torch.get_num_threads())
     hashes = dataset.in_folds(folds).hashes()

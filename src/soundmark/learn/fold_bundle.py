@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from soundmark import bundle
 from soundmark.dataset import Dataset
 from soundmark.errors import BundleError, SoundmarkError
+from soundmark.learn.distill import distill
 from soundmark.learn.export import export
-from soundmark.learn.run_folder import epochs_done, open_run
+from soundmark.learn.run_folder import Run, epochs_done, open_run
+from soundmark.learn.teachers import Given
 from soundmark.learn.train import train
 from soundmark.learn.workers import in_processes
 from soundmark.preset import Preset
@@ -27,6 +30,7 @@ class Training:
         test_fold: the fold kept aside.
         home: ``run`` and ``bundle`` are in it.
         train_folds: narrower choice of training folds; empty: all others.
+        teachers: folders and weights of those it is distilled from; empty: it learns from the clips alone.
     """
 
     name: str
@@ -34,6 +38,26 @@ class Training:
     test_fold: int
     home: Path
     train_folds: tuple[int, ...] = ()
+    teachers: Given = ()
+
+    @property
+    def exported(self) -> bool:
+        """Whether its bundle is there, and whole."""
+        try:
+            bundle.read(self.home / "bundle")
+        except BundleError:  # none yet, or a damaged one
+            return False
+        return True
+
+    @property
+    def begun(self) -> bool:
+        """Whether there is a run, finished or not."""
+        return (self.home / "run" / "run.json").exists()
+
+    @property
+    def learnt(self) -> bool:
+        """Whether nothing is left to learn."""
+        return self.begun and bool(open_run(self.home / "run").info.get("finished"))
 
 
 def bring(
@@ -84,27 +108,22 @@ def bring(
 def bring_one(one: Training, dataset: Dataset, split: Split | None, weights: Path | None) -> list[str]:
     """Bring one training to its bundle; return notes for a person."""
     notes: list[str] = []
-    home = one.home
-    try:
-        bundle.read(home / "bundle")
-    except BundleError:  # none yet, or a damaged one
-        pass
-    else:
+    if one.exported:
         return notes
-    begun = (home / "run" / "run.json").exists()
-    if begun and open_run(home / "run").info.get("finished"):
-        run = open_run(home / "run")
+    if one.learnt:
+        run = open_run(one.home / "run")
     else:
-        run = train(
+        learn: Callable[..., Run] = partial(distill, teachers=one.teachers) if one.teachers else train
+        run = learn(
             one.preset,
             dataset,
             test_fold=one.test_fold,
-            out=home / "run",
+            out=one.home / "run",
             train_folds=one.train_folds,
             split=split,
             weights=weights,
-            resume=begun,
+            resume=one.begun,
             on_note=notes.append,
         )
-    export(run, home / "bundle", data=dataset, overwrite=True)
+    export(run, one.home / "bundle", data=dataset, overwrite=True)
     return notes

@@ -103,8 +103,14 @@ def claim(out: Path, preset: Preset, info: dict[str, Any], resume: bool, split: 
     storage.write_bytes(out / "run.json", json.dumps({**info, "finished": False}, indent=2).encode())
 
 
-def settle(path: Path, info: dict[str, Any]) -> None:
+def settle(path: Path, info: dict[str, Any], *, growing: str = "") -> None:
     """Write ``info`` to ``path``, or refuse where another is there, showing the difference.
+
+    Args:
+        path: the file.
+        info: plain data.
+        growing: a key with named entries, which may come one after the other: one that is not there yet is written
+            beside the others, one that is there may not change.
 
     Raises:
         TrainingError: the folder belongs to another command; code ``other_run``.
@@ -115,6 +121,11 @@ def settle(path: Path, info: dict[str, Any]) -> None:
     except (OSError, ValueError):
         storage.write_bytes(path, (json.dumps(mine, indent=2) + "\n").encode())
         return
+    new = False
+    if growing and isinstance(theirs, dict):
+        there, here = theirs.get(growing) or {}, mine.get(growing) or {}
+        new = not here.keys() <= there.keys()
+        theirs, mine = {**theirs, growing: {**here, **there}}, {**mine, growing: {**there, **here}}
     differing = _differences(theirs, mine)
     if differing:
         raise TrainingError(
@@ -122,15 +133,23 @@ def settle(path: Path, info: dict[str, Any]) -> None:
             wanted="the same preset, data, folds and versions to go on, or another --out",
             code="other_run",
         )
+    if new:
+        storage.write_bytes(path, (json.dumps(mine, indent=2) + "\n").encode())
 
 
 def _with_defaults(info: dict[str, Any]) -> dict[str, Any]:
-    """Return ``info`` with its preset as it is read today: fields that came later have their defaults."""
+    """Return ``info`` with its presets as they are read today: fields that came later have their defaults."""
+
+    def today(tree: dict[str, Any]) -> Any:
+        return json.loads(json.dumps(to_dict(from_dict(tree, Preset))))
+
     try:
-        preset = from_dict(info["preset"], Preset)
+        read = {**info, "preset": today(info["preset"])}
+        if "members" in info:
+            read["members"] = [[today(one) for one in member] for member in info["members"]]
     except (KeyError, TypeError, AttributeError, ConfigError):  # it says nothing, or what is unknown here
         return info
-    return {**info, "preset": json.loads(json.dumps(to_dict(preset)))}
+    return read
 
 
 def epochs_done(run: Path) -> int:

@@ -1,8 +1,6 @@
 """An ensemble from a preset that names its members: their runs, inner runs, and weights fitted on inner answers.
 
-For the folds 1 to 5 there are three inner trainings of each member: on 3,4,5, on 1,2,5 and on 2,3,4. The first says for
-outer fold 1 what it thinks of fold 2, and for outer fold 2 what it thinks of fold 1; so every outer fold has answers on
-a whole fold that no network in them has seen, and they are shared between folds.
+Which inner runs there are is said in `inner_folds`; each member has all of them.
 
 Layout, all of it resumable: ``<home of the fold>/<preset>/`` and ``inner-3-4-5/<preset>/`` with run and bundle each.
 """
@@ -13,6 +11,8 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
+from msgspec.structs import replace
+
 from soundmark import ensemble
 from soundmark.config import DecisionConfig
 from soundmark.dataset import Dataset
@@ -21,6 +21,7 @@ from soundmark.errors import BundleError, ConfigError
 from soundmark.evaluate import evaluate
 from soundmark.inner_answers import weigh
 from soundmark.learn.fold_bundle import Training, bring
+from soundmark.learn.inner_folds import inner_runs
 from soundmark.learn.run_folder import open_run
 from soundmark.learn.side_by_side import side_by_side
 from soundmark.learn.smoke import few_clips
@@ -35,7 +36,7 @@ OnNote = Callable[[str], None] | None
 
 
 def members_of(preset: Preset) -> list[list[Preset]]:
-    """Return the presets of each member, several where they stand side by side.
+    """Return the presets of each member, several where they stand side by side; fp32 ones where the ensemble is.
 
     Raises:
         ConfigError: an unknown preset, or one that is an ensemble itself.
@@ -45,37 +46,39 @@ def members_of(preset: Preset) -> list[list[Preset]]:
         refuse_several_devices(one)
         if one.ensemble.members:
             raise ConfigError(f"the member {one.name!r} is an ensemble", wanted="presets that are trained")
-    return found
-
-
-def pairs(folds: Sequence[int]) -> list[tuple[int, int]]:
-    """Return pairs of folds that leave others to learn from, every fold in one at least; none for two folds."""
-    found = list(zip(folds[::2], folds[1::2], strict=False))
-    if len(folds) % 2:
-        found.append((folds[-1], folds[0]))
-    return found if len(folds) > 2 else []
+    if preset.ensemble.quantize:
+        return found
+    return [[replace(one, export=replace(one.export, quantize=False)) for one in member] for member in found]
 
 
 def plan(
-    preset: Preset, dataset: Dataset, homes: Mapping[int, Path], shared: Path
+    preset: Preset, dataset: Dataset, homes: Mapping[int, Path], shared: Path, *, inner_too: bool = False
 ) -> tuple[list[Training], dict[int, list[Path]]]:
-    """Return the trainings that the folds of ``homes`` need, and fold -> homes of its inner trainings."""
+    """Return the trainings that the folds of ``homes`` need, and fold -> homes of its inner trainings.
+
+    There are inner ones where weights are fitted on them, and where they are wanted for themselves (``inner_too``).
+    """
     trainings: list[Training] = []
     inner: dict[int, list[Path]] = {fold: [] for fold in homes}
     presets = {one.name: one for member in members_of(preset) for one in member}
     for fold, home in homes.items():
         trainings += [Training(f"fold {fold}, {n}", one, fold, home / n) for n, one in presets.items()]
-    for pair in pairs(dataset.folds):
-        of_pair = [fold for fold in pair if fold in homes]
-        if not of_pair or len(presets) < 2:  # one member has all the weight
-            continue
-        left = tuple(fold for fold in dataset.folds if fold not in pair)
-        name = f"inner-{'-'.join(map(str, left))}"
-        home = shared / name
-        trainings += [Training(f"{name}, {n}", one, pair[0], home / n, left) for n, one in presets.items()]
-        for fold in of_pair:
-            inner[fold].append(home)
+    if inner_too or _fits(preset):
+        for run in inner_runs(dataset.folds, homes):
+            home = shared / run.name
+            trainings += [
+                Training(f"{run.name}, {n}", one, run.aside[0], home / n, run.train_folds)
+                for n, one in presets.items()
+            ]
+            for fold in run.serves:
+                inner[fold].append(home)
     return trainings, inner
+
+
+def _fits(preset: Preset) -> bool:
+    """Whether weights are fitted on inner answers; a single preset has all the weight."""
+    presets = {one.name for member in members_of(preset) for one in member}
+    return preset.ensemble.fit and len(presets) > 1
 
 
 def teach(
@@ -85,6 +88,7 @@ def teach(
     homes: Mapping[int, Path],
     targets: Mapping[int, Path],
     shared: Path,
+    inner_too: bool = False,
     split: Split | None = None,
     jobs: int = 1,
     on_epoch: Callable[[int], None] | None = None,
@@ -99,6 +103,8 @@ def teach(
         homes: fold -> folder of its runs.
         targets: fold -> folder of its ensemble.
         shared: folder of the inner runs, which folds share.
+        inner_too: write an ensemble of each inner run, too: ``inner-3-4-5/bundle``, with equal weights, since nothing
+            that it may hear is left to fit them on.
         split: see `train`.
         jobs: trainings at a time.
         on_epoch: called with how many more epochs are done.
@@ -109,12 +115,17 @@ def teach(
         SoundmarkError: what training, export and fitting raise; trainings that can be finished are finished first.
     """
     members = members_of(preset)
-    trainings, inner = plan(preset, dataset, homes, shared)
+    trainings, inner = plan(preset, dataset, homes, shared, inner_too=inner_too)
     bring(trainings, dataset, split=split, jobs=jobs, on_epoch=on_epoch, on_note=on_note)
 
     def bundles(home: Path) -> list[Path]:
         return [_bundle(preset, member, home, dataset, on_clip) for member in members]
 
+    if inner_too:
+        for home in dict.fromkeys(home for found in inner.values() for home in found):
+            if not _is_there(home / "bundle"):
+                parts = [load_model(path) for path in bundles(home)]
+                ensemble.write(home / "bundle", parts, name=preset.name, overwrite=True)
     made: dict[int, Ensemble] = {}
     for fold, target in targets.items():
         try:
@@ -125,9 +136,10 @@ def teach(
         except BundleError:  # none yet, or a damaged one
             pass
         models = [load_model(path) for path in bundles(homes[fold])]
-        others = [load_model(path) for home in inner[fold] for path in bundles(home)]
+        heard = inner[fold] if _fits(preset) else []
+        others = [load_model(path) for home in heard for path in bundles(home)]
         if not others:
-            if on_note and len(models) > 1:
+            if on_note and len(models) > 1 and preset.ensemble.fit:
                 on_note(f"fold {fold}: no inner folds to fit weights on, so they are equal")
             made[fold] = ensemble.write(target, models, name=preset.name, overwrite=True)
             continue
@@ -171,14 +183,21 @@ def smoke(
     return lines
 
 
+def _is_there(path: Path) -> bool:
+    """Whether a whole bundle or ensemble is at ``path``."""
+    try:
+        load_model(path)
+    except BundleError:
+        return False
+    return True
+
+
 def _bundle(preset: Preset, member: Sequence[Preset], home: Path, dataset: Dataset, on_clip: OnClip) -> Path:
     """Return the bundle of a member below ``home``; side by side it is fitted now, unless it is there."""
     if len(member) == 1:
         return home / member[0].name / "bundle"
     out = home / "-beside-".join(one.name for one in member)
-    try:
-        load_model(out)
-    except BundleError:
+    if not _is_there(out):
         runs = [open_run(home / one.name / "run") for one in member]
         side_by_side(
             runs, out, data=dataset, l2=preset.ensemble.l2, name=out.name, overwrite=True, on_clip=on_clip

@@ -25,6 +25,8 @@ from soundmark.model import Model
 from soundmark.postprocess import log_scores
 
 Array = npt.NDArray[np.float32]
+Given = tuple[tuple[Path, float], ...]
+"""Folders of teachers and their weights, as a user names them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +39,7 @@ class Teacher:
         temperature: its logits are divided by it.
         trunk: what hears a view.
         head: what makes logits of what the trunk gave, None where those are logits.
+        fitted: folds that weights or temperatures were fitted on, its own or those of its ensemble.
     """
 
     verified: Bundle
@@ -44,6 +47,7 @@ class Teacher:
     temperature: float
     trunk: Trunk
     head: Head | None
+    fitted: tuple[int, ...] = ()
 
     def log_scores(self, rows: npt.NDArray[Any]) -> Array:
         """Return log-probabilities ``(n, n_labels)`` of what the trunk gave, ``(n, n_windows, width)``."""
@@ -59,17 +63,25 @@ def agreed(answers: Sequence[Array], weights: Sequence[float]) -> Array:
     return log_scores(np.asarray(total)[:, None], 1.0, "mean").astype(np.float32)
 
 
-def members(folder: Path) -> list[tuple[Bundle, float, float]]:
-    """Return the bundles at ``folder``, of an ensemble all of them, each with weight and temperature.
+def members(folder: Path) -> tuple[list[tuple[Bundle, float, float]], tuple[int, ...]]:
+    """Return the bundles at ``folder``, of an ensemble all of them, each with weight and temperature; and `fitted`.
 
     An ensemble of single windows is a weighted sum of logits and one softmax, however deep it is: what a member's own
     softmax divides by is the same for all labels.
     """
     if (folder / MANIFEST).is_file():
         made = Ensemble.load(folder)
-        return [(one, weight / made.decision.temperature, 1.0) for one, weight in _parts(made)]
+        parts = [(one, weight / made.decision.temperature, 1.0) for one, weight in _parts(made)]
+        of_bundles = [training_of(one) for one, _, _ in parts]
+        return parts, _folds([record for record in made.trainings if record not in of_bundles])
     verified = bundle.read(folder)
-    return [(verified, 1.0, verified.manifest.decision.temperature)]
+    record = verified.manifest.provenance.get("calibration", {})
+    return [(verified, 1.0, verified.manifest.decision.temperature)], _folds([record])
+
+
+def _folds(records: Sequence[dict[str, Any]]) -> tuple[int, ...]:
+    """Return the folds that were fitted on, going by records such as those of `inner_answers`."""
+    return tuple(sorted({fold for record in records for fold in record.get("train_folds") or ()}))
 
 
 def _parts(model: Model) -> list[tuple[Bundle, float]]:
@@ -103,7 +115,7 @@ def open_teachers(
     found = []
     total = sum(weight for _, weight in given)
     for folder, weight in given:
-        inside = members(folder)
+        inside, fitted = members(folder)
         for verified, share, temperature in inside:
             trunk = Trunk(verified, window_s=window_s, threads=threads)
             if len(inside) > 1 and trunk.row[0] != 1:
@@ -113,7 +125,7 @@ def open_teachers(
                     code="bad_teacher",
                 )
             kept = trunks.setdefault(trunk.key, trunk)
-            found.append(Teacher(verified, weight / total * share, temperature, kept, trunk.head))
+            found.append(Teacher(verified, weight / total * share, temperature, kept, trunk.head, fitted))
     if not found:
         raise TrainingError("no teacher was named", wanted="--teacher DIR", code="bad_teacher")
     return tuple(found)
@@ -156,9 +168,11 @@ def refuse_strangers(
                 code="leak",
             )
         beyond = sorted(set(folds) - set(train_folds))
-        if beyond:
+        fitted = sorted(set(teacher.fitted) - set(train_folds))
+        if beyond or fitted:
+            how = "trained" if beyond else "calibrated or weighed"
             raise TrainingError(
-                f"teacher {name} was trained on fold {', '.join(map(str, beyond))}",
+                f"teacher {name} was {how} on fold {', '.join(map(str, beyond or fitted))}",
                 wanted=f"teachers of the student's training folds alone: {', '.join(map(str, train_folds))}",
                 cause="the teacher of another fold",
                 code="leak",
