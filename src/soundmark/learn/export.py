@@ -201,7 +201,7 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
             per_channel=True,
             activation_type=ortq.QuantType.QUInt8,
             weight_type=ortq.QuantType.QInt8,
-            op_types_to_quantize=["Conv", "Add", "MaxPool", "Gemm"],
+            op_types_to_quantize=["Conv", "Relu", "Clip", "Add", "MaxPool", "Gemm"],
             nodes_to_exclude=convolutions[: config.float_first]
             + linear[-1 if config.float_last else len(linear) :],
             calibrate_method=methods[config.calibration],
