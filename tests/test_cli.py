@@ -543,6 +543,28 @@ def test_train_export_evaluate(call: Callable[..., Called], tmp_path: Path) -> N
     assert json.loads(done.out)["stamps"] == []
 
 
+@pytest.mark.train
+def test_a_model_may_learn_from_all_clips_and_then_nothing_judges_it(
+    call: Callable[..., Called], tmp_path: Path
+) -> None:
+    pytest.importorskip("torch")
+    preset, made = tmp_path / "tiny.toml", tmp_path / "bundle"
+    preset.write_text(config.to_toml(tiny_preset()))
+    root = write_esc50(tmp_path / "esc50", sources=1)
+    base = ("train", preset, "--data", root, "--out", tmp_path / "run", "--epochs", "1")
+    made_small = ("--set", "export.max_int8_disagreement=1", "--set", "export.golden_windows=8")
+    for wrong, said in (("never", "--test-fold never is no fold"), ("6", "unknown_fold")):
+        assert said in call(*base, "--test-fold", wrong).err
+    assert call(*base, "--test-fold", "none", "--export", made, *made_small).status == 0
+    training = json.loads((made / "bundle.json").read_text())["provenance"]["training"]
+    assert training["train_folds"] == [1, 2, 3, 4, 5]
+    assert "test_fold" not in training
+    assert "| fold kept aside | none: it has learnt from every clip |" in (made / "README.md").read_text()
+    assert "no fold kept aside" in " ".join(call("info", "--model", made).out.split())
+    done = call("evaluate", "--model", made, "--data", root, "--folds", "5", "--json")
+    assert json.loads(done.out)["stamps"] == ["TRAINED ON fold 5"]
+
+
 # --- evaluate, info, demo ----------------------------------------------------------------------------------------
 
 

@@ -23,7 +23,7 @@ from soundmark.preset import load_preset
 @cli_options.data
 @cli_options.split
 @cli_options.lenient
-@click.option("--test-fold", type=int, metavar="K", help="Fold kept aside: no teacher may know it.")
+@cli_options.test_fold("Fold kept aside: no teacher may know it. none: learn from all clips.")
 @click.option("--train-folds", metavar="K,K", help="Narrower choice of training folds; default: all others.")
 @click.option("--out", type=cli_options.path, metavar="DIR", help="Run folder.")
 @click.option("--resume", is_flag=True, help="Go on where the run folder stands.")
@@ -55,7 +55,7 @@ def distill(
     data: str | None,
     split_file: str | None,
     lenient: bool,
-    test_fold: int | None,
+    test_fold: str | None,
     train_folds: str | None,
     out: Path | None,
     resume: bool,
@@ -96,18 +96,17 @@ def distill(
 
     dataset = open_dataset(data, strict=False if lenient else None)
     dataset, split = folded(dataset, split_file, allow_leak=lenient)
-    if test_fold is None:
-        raise click.UsageError(f"--test-fold is wanted: one of {', '.join(map(str, dataset.folds))}", context)
+    aside = cli_options.held_out(test_fold, dataset.folds)
     for text in (*dataset.stamps, *dataset.warnings, *(split.warnings if split else ())):
         render.print_note(text, aside=True)
-    n_clips = len(dataset.in_folds(chosen or set(dataset.folds) - {test_fold}).clips)
+    n_clips = len(dataset.in_folds(chosen or set(dataset.folds) - {aside}).clips)
     n_views = n_clips * merged.distill.views
     with render.training_progress(n_views, merged.train.epochs, what="views") as (on_clip, on_epoch):
         run = run_distillation(
             merged,
             dataset,
             teachers=teachers,
-            test_fold=test_fold,
+            test_fold=aside,
             out=out,
             train_folds=chosen,
             split=split,

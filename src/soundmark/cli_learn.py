@@ -23,11 +23,8 @@ if TYPE_CHECKING:
 @cli_options.data
 @cli_options.split
 @cli_options.lenient
-@click.option(
-    "--test-fold",
-    type=int,
-    metavar="K",
-    help="Fold kept aside: never learnt from. Wanted where the data has folds; default for others: the last.",
+@cli_options.test_fold(
+    "Fold kept aside, or none: then nothing can judge the result. Default for data without folds: the last."
 )
 @click.option("--train-folds", metavar="K,K", help="Narrower choice of training folds; default: all others.")
 @click.option("--out", type=cli_options.path, metavar="DIR", help="Run folder.")
@@ -57,7 +54,7 @@ def train(
     data: str | None,
     split_file: str | None,
     lenient: bool,
-    test_fold: int | None,
+    test_fold: str | None,
     train_folds: str | None,
     out: Path | None,
     resume: bool,
@@ -92,27 +89,28 @@ def train(
     dataset, split = _dataset(data, lenient), None
     if not smoke or not dataset.has_folds:  # a smoke run judges nothing, so it need not look for leaks
         dataset, split = folded(dataset, split_file, allow_leak=lenient)
-    if test_fold is None and split is None and not smoke:
-        raise click.UsageError(f"--test-fold is wanted: one of {', '.join(map(str, dataset.folds))}", context)
-    if split is not None or smoke:
-        test_fold = test_fold or dataset.folds[-1]
-        dataset.in_folds([test_fold])  # or it says which there are
+    last = dataset.folds[-1] if split is not None or smoke else None
+    aside = cli_options.held_out(test_fold, dataset.folds, default=last)
+    if aside is not None:
+        dataset.in_folds([aside])  # or it says which there are
+    elif smoke or merged.ensemble.members:
+        raise click.UsageError("--test-fold none is for one network, trained in full", context)
     for text in (*dataset.stamps, *dataset.warnings, *(split.warnings if split else ())):
         render.print_note(text, aside=True)
     if merged.ensemble.members:
         if weights or chosen:
             raise click.UsageError("--weights and --train-folds are for one network", context)
-        _ensemble(merged, dataset, test_fold or 0, out, bundle_dir, split, smoke)
+        _ensemble(merged, dataset, aside or 0, out, bundle_dir, split, smoke)
         return
     if smoke or out is None:
-        _smoke(merged, dataset, test_fold or 0, out, weights)
+        _smoke(merged, dataset, aside or 0, out, weights)
         return
 
     with render.training_progress(len(dataset.clips), merged.train.epochs) as (on_clip, on_epoch):
         run = run_training(
             merged,
             dataset,
-            test_fold=test_fold or 0,
+            test_fold=aside,
             out=out,
             train_folds=chosen,
             split=split,

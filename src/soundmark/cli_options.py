@@ -87,6 +87,27 @@ token = click.option(
 )
 
 
+def test_fold(help: str) -> Callable[[Any], Any]:
+    """Return the option ``--test-fold K``, which may be ``none``; `held_out` reads it."""
+    return click.option("--test-fold", metavar="K|none", help=help)
+
+
+def held_out(text: str | None, known: tuple[int, ...], *, default: int | None = None) -> int | None:
+    """Return the fold that ``--test-fold`` keeps aside, None for ``none``; ``default`` where it was not given."""
+    if text == "none":
+        return None
+    try:
+        if text is not None or default is not None:
+            return default if text is None else int(text)
+    except ValueError:
+        pass
+    saw = "--test-fold is wanted" if text is None else f"--test-fold {text} is no fold"
+    raise click.UsageError(
+        f"{saw}: one of {', '.join(map(str, known))}, or none to learn from all clips",
+        click.get_current_context(),
+    )
+
+
 def folds(text: str | None) -> tuple[int, ...] | None:
     """Return the folds of a list such as ``1,2``, None where nothing was given."""
     try:

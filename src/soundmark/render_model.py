@@ -73,7 +73,7 @@ def print_bundle(bundle: Bundle, *, as_json: bool) -> None:
         "decision": f"temperature {manifest.decision.temperature:g}, threshold {manifest.decision.threshold:g} "
         f"on {manifest.decision.unknown_score}",
         "trained on": f"{training.get('data', '?')}, folds {training.get('train_folds', '?')}, "
-        f"fold {training.get('test_fold', '?')} kept aside",
+        f"{_aside(training)} kept aside",
         "written by": manifest.created_by,
         "licence": manifest.licence,
         "where": str(bundle.path),
@@ -82,6 +82,12 @@ def print_bundle(bundle: Bundle, *, as_json: bool) -> None:
     lines.pair("model", manifest.name)
     for name, value in rows.items():
         lines.pair(name, value)
+
+
+def _aside(training: dict[str, Any]) -> str:
+    """Return which fold a model was not trained on; one that learnt from all clips names no fold."""
+    fold = training.get("test_fold", None if "train_folds" in training else "?")
+    return "no fold" if fold is None else f"fold {fold}"
 
 
 def print_export(bundle: Bundle, agreement: dict[str, Any]) -> None:

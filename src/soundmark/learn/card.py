@@ -17,6 +17,18 @@ def model_card(manifest: Manifest, model_bytes: int) -> str:
         f"{', '.join(map(str, one['train_folds']))}, outside data: {', '.join(one['external']) or 'none'} |\n"
         for one in training.get("teachers", [])
     )
+    aside = training.get("test_fold")
+    kept, judged = (
+        (
+            f"{aside} (never looked at while training, choosing or calibrating)",
+            f"`soundmark evaluate --model DIR --data ESC50 --folds {aside}`",
+        )
+        if aside is not None
+        else (
+            "none: it has learnt from every clip",
+            "`soundmark cv`, which makes the same without each fold in turn",
+        )
+    )
     return f"""# {manifest.name}
 
 Recognises {len(manifest.labels)} environmental sounds in windows of {manifest.window.window_s:g} s.
@@ -26,14 +38,14 @@ Recognises {len(manifest.labels)} environmental sounds in windows of {manifest.w
 |---|---|
 | preset, network | `{training["preset"]}`, {training["network"]} |
 | data | {training["data"]}, folds {", ".join(map(str, training["train_folds"]))} ({training["n_clips"]} clips) |
-| fold kept aside | {training["test_fold"]} (never looked at while training, choosing or calibrating) |
+| fold kept aside | {kept} |
 | epochs, seed | {training["epochs"]}, {training["seed"]} |
 | data digest | `{training["data_digest"][:16]}` |
 {start}{taught}{took}| front end | {_front_end(manifest)} |
 | int8 against fp32 | {agreement["int8_top1_agreement"]:.1%} equal top labels ({agreement["windows"]} windows) |
 
 Accuracy is not in this card, because it belongs to a report: run
-`soundmark evaluate --model DIR --data ESC50 --folds {training["test_fold"]}`.
+{judged}.
 
 ## Limits
 

@@ -178,7 +178,7 @@ def distill(
     dataset: Dataset,
     *,
     teachers: Sequence[tuple[Path, float]],
-    test_fold: int,
+    test_fold: int | None,
     out: Path,
     train_folds: tuple[int, ...] = (),
     split: Split | None = None,

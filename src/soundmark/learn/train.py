@@ -40,7 +40,7 @@ def train(
     preset: Preset,
     dataset: Dataset,
     *,
-    test_fold: int,
+    test_fold: int | None,
     out: Path,
     train_folds: tuple[int, ...] = (),
     split: Split | None = None,
@@ -57,7 +57,7 @@ def train(
     Args:
         preset: the whole configuration.
         dataset: clips of all folds; those of ``test_fold`` are dropped before anything is read.
-        test_fold: the fold that the result will be judged on.
+        test_fold: the fold that the result will be judged on; None: learn from all clips, judge by nothing.
         out: run folder: preset.toml, run.json, history.jsonl, checkpoints/, tensorboard/, weights.safetensors.
         train_folds: narrower choice of training folds (an inner split), default all but ``test_fold``.
         split: what gave ``dataset`` its folds (`splits.folded`), kept as split.json in ``out``.
@@ -86,7 +86,7 @@ def train(
         )
     if preset.labels and preset.labels != dataset.labels:
         dataset = dataset.with_labels(preset.labels)
-    dataset.in_folds([test_fold])  # or it says which there are
+    dataset.in_folds([test_fold] if test_fold is not None else folds)  # or it says which there are
     train_set = dataset.in_folds(folds)
     if len(dataset.labels) < 2:
         raise DatasetError(
