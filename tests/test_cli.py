@@ -560,9 +560,9 @@ def test_a_model_may_learn_from_all_clips_and_then_nothing_judges_it(
     assert training["train_folds"] == [1, 2, 3, 4, 5]
     assert "test_fold" not in training
     assert "| fold kept aside | none: it has learnt from every clip |" in (made / "README.md").read_text()
-    assert "no fold kept aside" in " ".join(call("info", "--model", made).out.split())
+    assert "no fold kept aside" in " ".join(call("info", made).out.split())
     done = call("evaluate", "--model", made, "--data", root, "--folds", "5", "--json")
-    assert json.loads(done.out)["stamps"] == ["TRAINED ON fold 5"]
+    assert json.loads(done.out)["stamps"] == ["TRAINED ON fold 5: not a test figure"]
 
 
 # --- evaluate, info, demo ----------------------------------------------------------------------------------------
