@@ -24,7 +24,7 @@ SECONDS = 5
 LARGEST_DIFFERENCE_DB = 1e-3
 
 CONFIGS = {
-    "edge preset": load_preset("edge").frontend,
+    "edge-scratch preset": load_preset("edge-scratch").frontend,
     "22.05 kHz, 1024/512, 128": FrontendConfig(
         sample_rate=22_050, n_fft=1024, hop_length=512, n_mels=128, fmin=20
     ),

@@ -21,6 +21,17 @@ LEAKS = ROOT / "docs" / "leaks"
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
+RENAMED = {("edge", "edge"): "edge-scratch"}
+"""Preset and network of reports from before the preset had its present name."""
+
+
+def preset(report: dict[str, Any]) -> str:
+    """Return the name of the preset that a report is about, of the model where it has none."""
+    training = report["training"]
+    name = training.get("preset", report["model"])
+    return RENAMED.get((name, training.get("network", "")), name)
+
+
 def read(name: str) -> dict[str, Any]:
     """Return one result file."""
     tree: dict[str, Any] = json.loads((RESULTS / name).read_text())
@@ -40,7 +51,7 @@ def accuracy() -> list[str]:
         figures, training = report["figures"], report["training"]
         low, high = figures["accuracy_interval_95"]
         lines.append(
-            f"| `{report['model']}` {arithmetic} | {report['model_bytes'] / 1e3:.0f} KB "
+            f"| `{preset(report)}` {arithmetic} | {report['model_bytes'] / 1e3:.0f} KB "
             f"| {report['data']} fold {', '.join(map(str, report['folds']))}, trained on folds "
             f"{', '.join(map(str, training['train_folds']))}, last epoch, nothing chosen on the test fold "
             f"| **{figures['accuracy']:.1%}** | {low:.1%} to {high:.1%} | {figures['top3']:.1%} "
@@ -88,11 +99,8 @@ def systems() -> list[str]:
         figures = report["figures"]
         low, high = figures["accuracy_interval_95"]
         folds = ", ".join(map(str, report["folds"]))
-        name = (
-            f"`{report['training']['preset']}`" if "preset" in report["training"] else f"`{report['model']}`"
-        )
         lines.append(
-            f"| {name}{' (leaks: random split)' if report['stamps'] else ''} | {len(figures['labels'])} "
+            f"| `{preset(report)}`{' (leaks: random split)' if report['stamps'] else ''} | {len(figures['labels'])} "
             f"| {folds if not report['stamps'] else 'none'} | **{figures['accuracy']:.1%}** | {low:.1%} to {high:.1%} "
             f"| {figures['top3']:.1%} | {report['model_bytes'] / 1e3:.0f} KB "
             f"| [{path.stem}]({path.relative_to(ROOT / 'docs')}) |"

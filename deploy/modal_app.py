@@ -1,7 +1,7 @@
 """Soundmark on Modal: training on a GPU of choice, and the HTTP service, scaled to zero. Thin over the package.
 
-    modal run deploy/modal_app.py --preset edge --test-fold 5 --gpu L4      # data, run, TensorBoard, bundle, report
-    SOUNDMARK_MODEL=edge-fold5 modal deploy deploy/modal_app.py             # the bundle of that run over HTTP
+    modal run deploy/modal_app.py --preset edge-scratch --test-fold 5 --gpu L4  # data, run, TensorBoard, bundle, report
+    SOUNDMARK_MODEL=edge-scratch-fold5 modal deploy deploy/modal_app.py              # the bundle of that run over HTTP
 
 Everything is on the volume "soundmark": data/, runs/NAME/ with its tensorboard/, bundles/NAME/, reports/NAME.json.
 What is deployed is read from the environment at that moment: SOUNDMARK_MODEL (a bundle on the volume, or one that
@@ -51,7 +51,7 @@ def image(*extras: str, more: tuple[str, ...] = (), env: dict[str, str] | None =
     retries=3,  # a container can be taken away: the next one goes on at the last checkpoint
 )
 def train(
-    preset: str = "edge",
+    preset: str = "edge-scratch",
     test_fold: int = 5,
     data: str = "esc50",
     name: str = "",
@@ -125,7 +125,7 @@ def keep() -> None:
 
 @app.local_entrypoint()
 def main(
-    preset: str = "edge",
+    preset: str = "edge-scratch",
     test_fold: int = 5,
     data: str = "esc50",
     gpu: str = "L4",

@@ -623,15 +623,17 @@ def test_smoke_prints_shapes_and_leaves_nothing_behind(
     given: dict[str, Any] = {}
     monkeypatch.setattr(module, "smoke", lambda preset, data, **options: given.update(options) or seen)
     root = write_esc50(tmp_path / "esc50", sources=1)
-    done = call("train", "edge", "--smoke", "--data", root)
+    done = call("train", "edge-scratch", "--smoke", "--data", root)
     assert done.status == 0
-    assert call("train", "edge", "--fast-dev-run", "--data", root).out == done.out
+    assert call("train", "edge-scratch", "--fast-dev-run", "--data", root).out == done.out
     assert done.out.splitlines() == seen.lines()
     assert max(map(len, seen.lines())) <= 80
     assert given["test_fold"] == 5
     assert not given["out"].exists()
     assert (
-        call("train", "edge", "--smoke", "--data", root, "--test-fold", "2", "--out", tmp_path / "x").status
+        call(
+            "train", "edge-scratch", "--smoke", "--data", root, "--test-fold", "2", "--out", tmp_path / "x"
+        ).status
         == 0
     )
     assert (given["test_fold"], given["out"]) == (2, tmp_path / "x")
