@@ -265,7 +265,9 @@ class ExportConfig(Config, frozen=True, kw_only=True):
     quantize: bool = True  # int8 (QDQ, per channel); False ships fp32
     calibration_clips: Positive = 200  # training clips whose activations set the int8 ranges
     calibration: Literal["minmax", "percentile", "entropy"] = "minmax"  # how ranges follow from activations
-    float_first: bool = True  # keep the first convolution in float (int8 there costs most accuracy)
+    float_first: bool = (
+        True  # first convolution, and a depthwise one behind it, stay in float (int8 costs most there)
+    )
     float_last: bool = False  # keep the last layer in float, for one whose weights differ much in size
     golden_windows: Positive = 64  # windows on which torch, ONNX and int8 are compared
     max_int8_disagreement: Fraction = 0.1  # share of golden windows whose top-1 may change, else export fails

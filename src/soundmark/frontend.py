@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -50,10 +50,7 @@ class Frontend:
         self.window = _window(config)  # (win_length,)
         self.filters = mel_filters(config) if config.kind in ("logmel", "mfcc") else None  # (n_mels, n_bins)
         self.dct = _dct(config) if config.kind == "mfcc" else None  # (n_mfcc, n_mels)
-        self._dft = None if config.kind == "wave" else _Dft(config.n_fft)
-        self._bands: Array | None = None  # the filters, in the order in which the DFT returns bins
-        if self._dft is not None and self.filters is not None:
-            self._bands = self._dft.columns_of(self.filters)
+        self._dft = None if config.kind == "wave" else _Dft(config.n_fft, config.window_length, self.filters)
         self._mean = np.asarray(config.mean, dtype=np.float32).reshape(-1, 1)  # (n_rows or 1, 1)
         self._std = np.asarray(config.std, dtype=np.float32).reshape(-1, 1)
 
@@ -88,7 +85,7 @@ class Frontend:
             samples = samples / peak if peak > 0 else samples
         if self.config.kind == "wave":
             return samples[None, :]
-        return self._frames(np.pad(samples, self._pad)).T
+        return self._frames(np.pad(samples, self._pad) if self._pad else samples).T
 
     def finish(self, linear: Any, xp: Any = np) -> Any:
         """Return features from `linear` values ``(..., n_linear, n_frames)``, through the array library ``xp``.
@@ -128,28 +125,37 @@ class Frontend:
         Blocks have one fixed number of rows, and frame i of a recording always stands in the same row: BLAS (the AVX2
         kernels, for one) may round differently for another number of rows, or in another row.
         """
-        dft, width, n_fft = self._dft, self.config.window_length, self.config.n_fft
+        dft, width = self._dft, self.config.window_length
         assert dft is not None
-        n_linear = n_fft // 2 + 1 if self._bands is None else self.config.n_mels
+        n_linear = self.config.n_fft // 2 + 1 if self.filters is None else self.config.n_mels
         if padded.size < width:
             return np.empty((0, n_linear), dtype=np.float32)
         frames = np.lib.stride_tricks.sliding_window_view(padded, width)[:: self.config.hop_length]
         out = np.empty((len(frames), n_linear), dtype=np.float32)
-        size = dft.block_frames(n_linear)
-        block = np.zeros((size, n_fft), dtype=np.float32)  # zeros beyond the window stay
+        room = dft.room(n_linear)
+        size = len(room.block)
         for top in range(-(row % size), len(frames), size):  # the frame in row 0 of this block
             here = slice(max(top, 0), min(top + size, len(frames)))
             rows = slice(here.start - top, here.stop - top)
-            np.multiply(frames[here], self.window, out=block[rows, :width])
-            power = dft.power(block)  # (size, k1, k2)
+            np.multiply(frames[here], self.window, out=room.block[rows, :width])
+            power = dft.power(room)  # (k1, size, k2)
             if self.config.power == 1:
                 np.sqrt(power, out=power)
-            if self._bands is None:
-                block_out = power.reshape(size, -1)[:, dft.position]
+            if dft.bands is None:
+                block_out = power.transpose(1, 0, 2).reshape(size, -1)[:, dft.position]
             else:
-                block_out = np.matmul(power.transpose(1, 0, 2), self._bands).sum(axis=0)  # (size, n_mels)
+                block_out = np.matmul(power, dft.bands, out=room.products).sum(axis=0)  # (size, n_mels)
             out[here] = block_out[rows]
         return out
+
+
+class _Room(NamedTuple):
+    """What a block of frames is worked on in; taken once for a recording, so that it stays in the cache."""
+
+    block: Array  # (size, rows in use * columns), zeros beyond the window
+    partial: Array  # (size, cuts, 2 k1 / cuts, columns)
+    spectrum: Array  # (re and im, k1, size, k2)
+    products: Array | None  # (k1, size, n_mels), to be added over k1
 
 
 class _Dft:
@@ -157,14 +163,14 @@ class _Dft:
 
     With ``n = columns * a + b`` and ``k = k1 + rows * k2``: first the sum over a, one product with a (rows/2 + 1)-bin
     DFT; then, for each k1, the sum over b, whose matrix holds the twiddle factors. Real input needs k1 only up to
-    rows/2, because the other bins mirror these. Source: Cooley and Tukey 1965; Bailey 1990 ("four-step FFT").
+    rows/2, because the other bins mirror these. What is always zero (a beyond the window) and what no filter asks for
+    (k2 of other bins) is left out. Source: Cooley and Tukey 1965; Bailey 1990 ("four-step FFT").
     """
 
-    def __init__(self, n_fft: int) -> None:
+    def __init__(self, n_fft: int, width: int, filters: Array | None) -> None:
         splits = [d for d in range(2, n_fft + 1, 2) if n_fft % d == 0]
-        rows = min(
-            splits, key=lambda d: (max(d, n_fft // d), -d)
-        )  # as square as can be, rows the longer side
+        # as square as can be, rows the longer side
+        rows = min(splits, key=lambda d: (max(d, n_fft // d), -d))
         columns = n_fft // rows
         if columns > _MAX_COLUMNS:
             raise ConfigError(
@@ -173,46 +179,50 @@ class _Dft:
                 cause=f"use {1 << (n_fft - 1).bit_length()} with `win_length` {n_fft}",
             )
         k1, k2, b = np.arange(rows // 2 + 1), np.arange(columns), np.arange(columns)
-        first = np.exp(-2j * np.pi * np.outer(k1, np.arange(rows)) / rows)  # (k1, a)
+        bins = np.minimum(k1[:, None] + rows * k2, n_fft - k1[:, None] - rows * k2)  # (k1, k2)
+        if filters is not None:
+            used = np.isin(bins, np.flatnonzero(filters.any(axis=0))).any(axis=0)
+            k2, bins = k2[used], bins[:, used]
+        in_use = -(-width // columns)  # of the rows
+        first = np.exp(-2j * np.pi * np.outer(k1, np.arange(in_use)) / rows)  # (k1, a)
         turn = b[None, :, None] * (k1[:, None, None] / n_fft + k2[None, None, :] / columns)  # (k1, b, k2)
         second = np.exp(-2j * np.pi * turn)
-        self.rows, self.columns = rows, columns
-        both = _float32(np.stack([first.real, first.imag], axis=1).reshape(-1, rows))  # (2 k1, a)
-        cuts = next(
-            d
-            for d in range(1, len(both) + 1)
-            if len(both) % d == 0 and len(both) // d * n_fft <= _MAX_PRODUCT
-        )
-        self.first = both.reshape(cuts, -1, rows)  # the same, some rows at a time
-        self.second = _float32(  # (k1, [re b | im b], [re k2 | im k2])
-            np.block([[second.real, second.imag], [-second.imag, second.real]])
-        )
-        k = (k1[:, None] + rows * k2).ravel()
-        # position: in which column each bin 0 ... n_fft / 2 stands
-        _, self.position = np.unique(np.minimum(k, n_fft - k), return_index=True)
+        self.columns = columns
+        both = _float32(np.stack([first.real, first.imag], axis=1).reshape(-1, in_use))  # (2 k1, a)
+        divisors = (d for d in range(1, len(both) + 1) if len(both) % d == 0)
+        cuts = next(d for d in divisors if len(both) // d * n_fft <= _MAX_PRODUCT)
+        self.first = both.reshape(cuts, -1, in_use)  # the same, some rows at a time
+        second = np.concatenate([second, 1j * second], axis=1)  # (k1, [re b | im b], k2)
+        self.second = _float32(np.stack([second.real, second.imag]))  # (re and im, k1, [re b | im b], k2)
+        # position: where each bin 0 ... n_fft / 2 stands, if all are there
+        found, self.position = np.unique(bins, return_index=True)
+        self.bands: Array | None = None
+        if filters is not None:  # weights in the order of the bins; a bin that stands there twice counts once
+            weights = np.zeros((bins.size, len(filters)), dtype=np.float32)
+            weights[self.position] = filters[:, found].T
+            self.bands = weights.reshape(*bins.shape, len(filters))  # (k1, k2, n_mels)
 
-    def block_frames(self, n_linear: int) -> int:
-        """Return how many frames may share one product: as many as `_MAX_PRODUCT` allows, at most 64."""
-        widest = self.columns * max(4 * self.columns, n_linear)
-        return max(2, min(64, _MAX_PRODUCT // widest))
-
-    def power(self, frames: Array) -> Array:
-        """Return squared magnitudes ``(n_frames, k1, k2)`` of ``frames`` (n_frames, n_fft), in `position` order."""
-        n_k1, width = len(self.second), 2 * self.columns
-        a = frames.reshape(-1, 1, self.rows, self.columns)
-        partial = np.matmul(self.first, a)  # (n_frames, cuts, 2 k1 / cuts, b)
-        spectrum = np.empty((len(frames), n_k1, width), dtype=np.float32)
-        np.matmul(
-            partial.reshape(-1, n_k1, width).transpose(1, 0, 2), self.second, out=spectrum.transpose(1, 0, 2)
+    def room(self, n_linear: int) -> _Room:
+        """Return arrays for as many frames as may share one product under `_MAX_PRODUCT`, at most 64."""
+        _, n_k1, _, n_k2 = self.second.shape
+        size = max(2, min(64, _MAX_PRODUCT // (self.columns * max(4 * self.columns, n_linear))))
+        cuts, m, in_use = self.first.shape
+        return _Room(
+            block=np.zeros((size, in_use * self.columns), dtype=np.float32),
+            partial=np.empty((size, cuts, m, self.columns), dtype=np.float32),
+            spectrum=np.empty((2, n_k1, size, n_k2), dtype=np.float32),
+            products=None if self.bands is None else np.empty((n_k1, size, n_linear), dtype=np.float32),
         )
+
+    def power(self, room: _Room) -> Array:
+        """Return squared magnitudes ``(k1, n_frames, k2)`` of the frames in ``room.block``."""
+        _, n_k1, twice, _ = self.second.shape
+        size, (_, _, in_use) = len(room.block), self.first.shape
+        np.matmul(self.first, room.block.reshape(size, 1, in_use, self.columns), out=room.partial)
+        partial = room.partial.reshape(size, n_k1, twice).transpose(1, 0, 2)
+        spectrum = np.matmul(partial, self.second, out=room.spectrum)
         spectrum *= spectrum
-        return spectrum[:, :, : self.columns] + spectrum[:, :, self.columns :]
-
-    def columns_of(self, filters: Array) -> Array:
-        """Return band weights ``(k1, k2, n_mels)`` for the order in which `power` returns bins."""
-        weights = np.zeros((len(self.second) * self.columns, len(filters)), dtype=np.float32)
-        weights[self.position] = filters.T
-        return weights.reshape(len(self.second), self.columns, len(filters))
+        return np.add(spectrum[0], spectrum[1], out=spectrum[0])  # type: ignore[no-any-return]
 
 
 def _float32(x: npt.NDArray[np.float64]) -> Array:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
 import onnx  # noqa: E402
+import onnxruntime as ort  # noqa: E402
 from msgspec.structs import replace  # noqa: E402
 from torch import nn  # noqa: E402
 
@@ -103,6 +105,27 @@ def test_int8_is_quantised_per_channel_with_a_float_first_convolution(
     dequantize = next(n for n in graph.node if n.output[0] == convolutions[1].input[1])
     assert onnx.numpy_helper.to_array(scales[dequantize.input[1]]).size > 1
     assert "QuantizeLinear" not in {n.op_type for n in onnx.load(fp32_bundle / "model.onnx").graph.node}
+
+
+@pytest.mark.parametrize("kind", ["edge", "yamnet"])
+def test_the_runtime_fuses_every_int8_layer(kind: str, tmp_path: Path) -> None:
+    """Activations inside the int8 region: what stands between two convolutions otherwise costs a third of the time."""
+    config = NetworkConfig(kind=kind, keep=7) if kind == "yamnet" else NetworkConfig(channels=(8, 16))
+    network = networks.build(config, (32, 51), 5).eval()
+    module.to_onnx(fold_batch_norm(network), (32, 51), tmp_path / "fp32.onnx")
+    model = quantize(tmp_path / "fp32.onnx", windows(8), ExportConfig())
+    options = ort.SessionOptions()
+    options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_EXTENDED  # before layouts
+    options.optimized_model_filepath = str(tmp_path / "runs.onnx")
+    ort.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    kinds = Counter(node.op_type for node in onnx.load(tmp_path / "runs.onnx").graph.node)
+    in_float = kinds["Conv"] + kinds["FusedConv"]
+    assert in_float == (2 if kind == "yamnet" else 1)  # the first, and the depthwise one behind it
+    assert kinds["QLinearConv"] == (7 if kind == "yamnet" else 4) - in_float
+    assert (
+        kinds["QuantizeLinear"] == kinds["DequantizeLinear"] == 2
+    )  # behind the float layers, around the pooling
+    assert kinds["Relu"] + kinds["Clip"] == 0
 
 
 def test_int8_is_smaller_where_weights_weigh(tmp_path: Path) -> None:
