@@ -119,6 +119,8 @@ class Explainer:
     def feature_maps(self, features: Array, names: Iterable[str] = ("all",)) -> dict[str, Array]:
         """Return layer name -> its maps ``(channels, rows, frames)`` for one window.
 
+        In int8, a ReLU or ReLU6 behind a convolution is part of it, and its maps are those behind the activation.
+
         Args:
             features: ``(n_rows, n_frames)``, one window of `Classifier.features`.
             names: as of `select`.
