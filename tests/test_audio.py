@@ -202,11 +202,11 @@ def test_channels_are_averaged() -> None:
 
 @few
 @given(
-    values=st.lists(st.floats(width=32), min_size=200, max_size=300),
+    values=st.lists(st.floats(width=32), min_size=1, max_size=40),
     channels=st.sampled_from([1, 2]),
 )
 def test_any_floats_give_finite_samples_or_an_audio_error(values: list[float], channels: int) -> None:
-    array = np.array(values[: len(values) // channels * channels], np.float32).reshape(-1, channels)
+    array = np.resize(np.array(values, np.float32), (240, channels))
     if not np.isfinite(array).all():
         assert code((array, 8000)) == "nonfinite_samples"
     elif np.abs(array).max() > 1e4:
