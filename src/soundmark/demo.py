@@ -36,6 +36,20 @@ class DemoClip:
     sample_rate: int  # Hz
 
 
+def check(sample_rate: int, seconds: float, seed: int) -> None:
+    """Refuse what sounds cannot be made with.
+
+    Raises:
+        ConfigError: an argument is outside its range.
+    """
+    if not 8_000 <= sample_rate <= 96_000:
+        raise ConfigError(f"sample_rate {sample_rate} Hz", wanted="8000 to 96000 Hz")
+    if not 1.0 <= seconds <= 60.0:
+        raise ConfigError(f"seconds {seconds}", wanted="1 to 60 s")
+    if seed < 0:
+        raise ConfigError(f"seed {seed}", wanted="0 or a positive integer")
+
+
 def demo_clips(*, sample_rate: int = 44_100, seconds: float = 5.0, seed: int = 0) -> list[DemoClip]:
     """Return one clip for each demo sound, each label once; the same arguments give the same samples.
 
@@ -47,12 +61,7 @@ def demo_clips(*, sample_rate: int = 44_100, seconds: float = 5.0, seed: int = 0
     Raises:
         ConfigError: an argument is outside its range.
     """
-    if not 8_000 <= sample_rate <= 96_000:
-        raise ConfigError(f"sample_rate {sample_rate} Hz", wanted="8000 to 96000 Hz")
-    if not 1.0 <= seconds <= 60.0:
-        raise ConfigError(f"seconds {seconds}", wanted="1 to 60 s")
-    if seed < 0:
-        raise ConfigError(f"seed {seed}", wanted="0 or a positive integer")
+    check(sample_rate, seconds, seed)
     clips = []
     for name, (label, play) in _SOUNDS.items():
         # Seeded by name, so that a sound added to the list leaves the others as they are.

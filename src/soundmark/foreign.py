@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from soundmark.demo import DemoClip, Scene, finished
+from soundmark.demo import DemoClip, Scene, check, finished
 from soundmark.errors import ConfigError
 
 FOREIGN_VERSION = 1
@@ -59,12 +59,7 @@ def foreign_clips(
     """
     if each < 1:
         raise ConfigError(f"each {each}", wanted="1 or more clips of each kind")
-    if not 8_000 <= sample_rate <= 96_000:
-        raise ConfigError(f"sample_rate {sample_rate} Hz", wanted="8000 to 96000 Hz")
-    if not 1.0 <= seconds <= 60.0:
-        raise ConfigError(f"seconds {seconds}", wanted="1 to 60 s")
-    if seed < 0:
-        raise ConfigError(f"seed {seed}", wanted="0 or a positive integer")
+    check(sample_rate, seconds, seed)
     for kind, play in _KINDS.items():
         for index in range(each):
             rng = np.random.default_rng([seed, index, *kind.encode()])

@@ -14,9 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
-import soundmark
 from soundmark import bundle, inner_answers
 from soundmark.config import to_dict
 from soundmark.cross_validation import evaluate_folds, load_bundles
@@ -25,10 +22,10 @@ from soundmark.ensemble import Ensemble
 from soundmark.errors import ConfigError, DatasetError
 from soundmark.evaluate import Report
 from soundmark.learn import pretrained
-from soundmark.learn.fold_bundle import Training, bring
+from soundmark.learn.fold_bundle import Training, bring, identity
 from soundmark.learn.fold_teachers import folds_of, names_of, prepare, with_teachers
 from soundmark.learn.inner_folds import InnerRun, inner_runs
-from soundmark.learn.run_folder import file_digest, lock, settle
+from soundmark.learn.run_folder import lock, settle
 from soundmark.learn.teach import members_of, plan, teach
 from soundmark.learn.teachers import Given
 from soundmark.learn.workers import refuse_several_devices
@@ -272,13 +269,4 @@ def _identity(
     preset: Preset, dataset: Dataset, weights: Path | None, hashes: dict[str, str] | None = None
 ) -> dict[str, Any]:
     members = [[to_dict(one) for one in member] for member in members_of(preset)]
-    return {
-        "soundmark": soundmark.__version__,
-        "torch": torch.__version__.split("+")[0],
-        "data": dataset.name,
-        "data_digest": dataset.digest(hashes),
-        "split": dataset.split,
-        "weights": file_digest(weights) if weights else "",
-        "preset": to_dict(preset),
-        **({"members": members} if members else {}),
-    }
+    return identity(preset, dataset, weights, hashes) | ({"members": members} if members else {})

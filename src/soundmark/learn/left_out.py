@@ -12,19 +12,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import torch
 from msgspec.structs import replace
 
-import soundmark
 from soundmark import storage
-from soundmark.config import UnknownsConfig, to_dict
+from soundmark.config import UnknownsConfig
 from soundmark.dataset import Dataset
 from soundmark.ensemble import load_model
 from soundmark.errors import ConfigError
 from soundmark.evaluate import refuse_stamped
 from soundmark.learn import pretrained
-from soundmark.learn.fold_bundle import Training, bring
-from soundmark.learn.run_folder import file_digest, lock, settle
+from soundmark.learn.fold_bundle import Training, bring, identity
+from soundmark.learn.run_folder import lock, settle
 from soundmark.learn.workers import refuse_several_devices
 from soundmark.preset import Preset
 from soundmark.splits import Split
@@ -80,17 +78,11 @@ def train_draws(
         settle(
             out / "unknowns.json",
             {
-                "soundmark": soundmark.__version__,
-                "torch": torch.__version__.split("+")[0],
-                "data": dataset.name,
-                "data_digest": dataset.digest(),
-                "split": dataset.split,
-                "weights": file_digest(weights) if weights else "",
+                **identity(preset, dataset, weights),
                 "test_fold": test_fold,
                 "train_folds": list(train_folds or (fold for fold in dataset.folds if fold != test_fold)),
                 "left_out": config.left_out,
                 "seed": config.seed,
-                "preset": to_dict(preset),
             },
         )
         bring(
