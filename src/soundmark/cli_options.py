@@ -81,6 +81,18 @@ threads = click.option(
     help="Threads of a model run.",
 )
 
+overriding = click.option(
+    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any preset value."
+)
+weights = click.option("--weights", type=path, metavar="FILE", help="Pretrained weights to start from.")
+jobs = click.option(
+    "--jobs",
+    type=click.IntRange(1, 256),
+    default=1,
+    show_default=True,
+    metavar="N",
+    help="Trainings at a time; each gets its share of the cores.",
+)
 
 token = click.option(
     "--token", envvar="SOUNDMARK_TOKEN", metavar="T", help="Token of the server; better in $SOUNDMARK_TOKEN."

@@ -17,20 +17,6 @@ if TYPE_CHECKING:
     from soundmark.splits import Split
 
 _SHOWN = 5
-_set = click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any preset value."
-)
-_weights = click.option(
-    "--weights", type=cli_options.path, metavar="FILE", help="Pretrained weights to start from."
-)
-_jobs = click.option(
-    "--jobs",
-    type=click.IntRange(1, 256),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Trainings at a time; each gets its share of the cores.",
-)
 _json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON instead of a table.")
 
 
@@ -59,9 +45,9 @@ _json = click.option("--json", "as_json", is_flag=True, help="Print the result a
 @click.option(
     "--calibrate", is_flag=True, help="Fit the temperature of each bundle on the answers of inner runs."
 )
-@_jobs
-@_set
-@_weights
+@cli_options.jobs
+@cli_options.overriding
+@cli_options.weights
 @_json
 def cv(
     preset: str,
@@ -147,9 +133,9 @@ def cv(
     show_default=True,
     help="What ends bad trials early.",
 )
-@_jobs
-@_set
-@_weights
+@cli_options.jobs
+@cli_options.overriding
+@cli_options.weights
 @_json
 def tune(
     preset: str,

@@ -26,18 +26,9 @@ from soundmark.preset import load_preset
     help="draw<n>/run, draw<n>/bundle, report.json.",
 )
 @cli_options.config_options(config.UnknownsConfig)
-@click.option(
-    "--jobs",
-    type=click.IntRange(1, 256),
-    default=1,
-    show_default=True,
-    metavar="N",
-    help="Trainings at a time; each gets its share of the cores.",
-)
-@click.option(
-    "--set", "overrides", multiple=True, metavar="SECTION.KEY=VALUE", help="Override any preset value."
-)
-@click.option("--weights", type=cli_options.path, metavar="FILE", help="Pretrained weights to start from.")
+@cli_options.jobs
+@cli_options.overriding
+@cli_options.weights
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON instead of a table.")
 def unknowns(
     preset: str,
@@ -63,14 +54,14 @@ def unknowns(
     chosen = cli_options.folds(train_folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
-    from soundmark.learn.left_out import narrowed, score_draws, train_draws
+    from soundmark.learn.left_out import score_draws, train_draws
     from soundmark.sources import open_dataset
     from soundmark.splits import folded
     from soundmark.unknown_report import n_clips
 
     dataset = open_dataset(data, strict=False if lenient else None)
     dataset, split = folded(dataset, split_file, allow_leak=lenient)
-    dataset = narrowed(merged, dataset)
+    dataset = dataset.narrowed(merged.labels)
     if test_fold is None:
         raise click.UsageError(
             f"--test-fold is wanted: one of {', '.join(map(str, dataset.folds))}", click.get_current_context()

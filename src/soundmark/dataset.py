@@ -135,6 +135,10 @@ class Dataset:
         kept = tuple(clip for clip in self.clips if clip.label in set(labels))
         return replace(self, name=f"{self.name} ({len(labels)} classes)", labels=tuple(labels), clips=kept)
 
+    def narrowed(self, labels: Sequence[str]) -> Dataset:
+        """Return `with_labels` of what a preset or a model is about, itself where that is nothing or its own labels."""
+        return self.with_labels(labels) if labels and tuple(labels) != self.labels else self
+
     def hashes(self, progress: Callable[[int], None] | None = None) -> dict[str, str]:
         """Return clip name -> SHA-256 of the file's bytes."""
         done: dict[str, str] = {}

@@ -95,7 +95,7 @@ def hear(
     known = [text for text in stamps(inner, dataset, (*outer, *held)) if not text.startswith("LEAKY")]
     if known:
         raise _leak(f"{inner.path}: {'; '.join(known)}")
-    part = (dataset if inner.labels == dataset.labels else dataset.with_labels(inner.labels)).in_folds(held)
+    part = dataset.narrowed(inner.labels).in_folds(held)
     logits: dict[str, npt.NDArray[np.float32]] = {}
     for clip, row in zip(
         part.clips, inner.classify_many([clip.path for clip in part.clips], top_k=1), strict=True

@@ -22,7 +22,7 @@ from soundmark.dataset import Dataset, load_esc50
 from soundmark.errors import BundleError, ConfigError, DatasetError
 from soundmark.learn import fold_bundle
 from soundmark.learn.features import extract
-from soundmark.learn.left_out import narrowed, score_draws, train_draws
+from soundmark.learn.left_out import score_draws, train_draws
 from soundmark.preset import Preset
 from soundmark.unknown_report import known_labels, n_clips, unknown_report
 
@@ -190,6 +190,6 @@ def test_what_cannot_be_left_out_is_said(preset: Preset, dataset: Dataset, tmp_p
     assert not (tmp_path / "a").exists()
     with pytest.raises(BundleError):
         score_draws(dataset, test_fold=5, out=tmp_path / "b", config=CONFIG)
-    few = narrowed(replace(preset, labels=("hum", "tone", "clicks")), dataset)
+    few = dataset.narrowed(("hum", "tone", "clicks"))
     assert few.labels == ("hum", "tone", "clicks")
-    assert narrowed(preset, dataset) is dataset
+    assert dataset.narrowed(preset.labels) is dataset

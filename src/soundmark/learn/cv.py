@@ -82,7 +82,7 @@ def cross_validate(
     """
     refuse_several_devices(preset)
     _refuse_for_ensembles(preset, weights, teachers, calibrate)
-    dataset = _labelled(preset, dataset)
+    dataset = dataset.narrowed(preset.labels)
     chosen = tuple(sorted(set(folds))) or dataset.folds
     dataset.in_folds(chosen)  # or it says which there are
     inner = inner or calibrate
@@ -161,13 +161,6 @@ def _refuse_for_ensembles(preset: Preset, weights: Path | None, teachers: Given,
         )
 
 
-def _labelled(preset: Preset, dataset: Dataset) -> Dataset:
-    """Return the clips of the labels that ``preset`` learns."""
-    return (
-        dataset.with_labels(preset.labels) if preset.labels and preset.labels != dataset.labels else dataset
-    )
-
-
 def _trainings(
     preset: Preset, homes: Mapping[int, Path], runs: Sequence[InnerRun], out: Path
 ) -> list[Training]:
@@ -218,7 +211,7 @@ def train_ensemble(
         TrainingError: ``out`` holds something else or is in use.
         SoundmarkError: see `teach`.
     """
-    dataset = _labelled(preset, dataset)
+    dataset = dataset.narrowed(preset.labels)
     dataset.in_folds([test_fold])  # or it says which there are
     with lock(out):
         settle(out / "cv.json", {**_identity(preset, dataset, None), "test_fold": test_fold})
@@ -245,7 +238,7 @@ def n_views(preset: Preset, dataset: Dataset, folds: tuple[int, ...], *, inner: 
     """Return how many views `cross_validate` is going to report where there are teachers and every clip can be read."""
     trainings = _all_trainings(preset, dataset, folds, inner)
     learnt = {fold for one in trainings for fold in folds_of(one, dataset)}
-    return len(_labelled(preset, dataset).in_folds(learnt).clips) * preset.distill.views
+    return len(dataset.narrowed(preset.labels).in_folds(learnt).clips) * preset.distill.views
 
 
 def n_clips(preset: Preset, dataset: Dataset, folds: tuple[int, ...], *, calibrate: bool = False) -> int:
@@ -253,7 +246,7 @@ def n_clips(preset: Preset, dataset: Dataset, folds: tuple[int, ...], *, calibra
     chosen = folds or dataset.folds
     runs = inner_runs(dataset.folds, chosen) if calibrate else []
     held = [other for run in runs for fold in run.serves for other in run.aside if other != fold]
-    sizes = {fold: len(_labelled(preset, dataset).in_folds([fold]).clips) for fold in {*chosen, *held}}
+    sizes = {fold: len(dataset.narrowed(preset.labels).in_folds([fold]).clips) for fold in {*chosen, *held}}
     return sum(sizes[fold] for fold in (*chosen, *held))
 
 

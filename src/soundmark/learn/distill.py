@@ -210,8 +210,7 @@ def distill(
         ConfigError: a preset whose features cannot be stored, or that stops early.
         TrainingError: a teacher that knows other clips than the student may, and what `train` raises.
     """
-    if preset.labels and preset.labels != dataset.labels:
-        dataset = dataset.with_labels(preset.labels)
+    dataset = dataset.narrowed(preset.labels)
     refuse_student(preset)
     folds = train_folds or tuple(fold for fold in dataset.folds if fold != test_fold)
     opened = open_teachers(teachers, window_s=preset.window.window_s, threads=torch.get_num_threads())

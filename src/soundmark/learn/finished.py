@@ -50,8 +50,7 @@ def training_set(run: Run, data: str | Path | Dataset | None = None) -> Dataset:
     )
     if (run.path / SPLIT_FILE).exists():
         dataset = apply_split(dataset, run.path / SPLIT_FILE)
-    if run.labels != dataset.labels:  # trained on a choice of labels
-        dataset = dataset.with_labels(run.labels)
+    dataset = dataset.narrowed(run.labels)  # perhaps trained on a choice of labels
     train_set = dataset.in_folds(run.info["train_folds"])
     if train_set.digest() != run.info["data_digest"]:
         raise TrainingError(

@@ -47,7 +47,7 @@ def train_draws(
 
     Args:
         preset: the whole configuration of one network.
-        dataset: clips of all folds and labels, see `narrowed`.
+        dataset: clips of all folds and labels, see `Dataset.narrowed`.
         test_fold: the fold kept aside.
         out: the folder; one that holds another preset, other data or another seed is refused.
         config: draws, labels that are left out of each, seed.
@@ -122,8 +122,3 @@ def score_draws(
         refuse_stamped(report["stamps"], path)
         storage.write_bytes(path, (json.dumps(report, indent=1) + "\n").encode())
     return report
-
-
-def narrowed(preset: Preset, dataset: Dataset) -> Dataset:
-    """Return the clips of the labels that ``preset`` is about, from which those that are left out are drawn."""
-    return dataset.with_labels(preset.labels) if preset.labels not in ((), dataset.labels) else dataset

@@ -87,7 +87,7 @@ def smoke(
         SoundmarkError: what training, export and evaluation raise.
     """
     began = time.perf_counter()
-    few = few_clips(dataset.with_labels(preset.labels) if preset.labels else dataset, test_fold)
+    few = few_clips(dataset.narrowed(preset.labels), test_fold)
     short = with_fields(
         preset,
         labels=(),

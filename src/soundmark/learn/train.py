@@ -84,8 +84,7 @@ def train(
         raise ConfigError(
             f"{preset.name} is an ensemble", wanted=f"one of {', '.join(preset.ensemble.members)}"
         )
-    if preset.labels and preset.labels != dataset.labels:
-        dataset = dataset.with_labels(preset.labels)
+    dataset = dataset.narrowed(preset.labels)
     dataset.in_folds([test_fold] if test_fold is not None else folds)  # or it says which there are
     train_set = dataset.in_folds(folds)
     if len(dataset.labels) < 2:

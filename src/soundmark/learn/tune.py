@@ -136,8 +136,7 @@ def tune(
     """
     refuse_several_devices(preset)
     search_space(preset)  # or it says what is wrong
-    if preset.labels and preset.labels != dataset.labels:
-        dataset = dataset.with_labels(preset.labels)
+    dataset = dataset.narrowed(preset.labels)
     dataset.in_folds([test_fold])  # or it says which there are
     task = Task(preset, dataset, test_fold, out, trials, pruner, split, weights)
     out.mkdir(parents=True, exist_ok=True)
