@@ -25,6 +25,14 @@ from soundmark.preset import load_preset
     required=True,
     help="draw<n>/run, draw<n>/bundle, report.json.",
 )
+@click.option(
+    "--teacher",
+    "teachers",
+    type=cli_options.teacher,
+    multiple=True,
+    metavar="DIR[=W]",
+    help="Distil each draw from DIR/draw<n>, a folder of this command; several share their answers by weight.",
+)
 @cli_options.config_options(config.UnknownsConfig)
 @cli_options.jobs
 @cli_options.overriding
@@ -38,6 +46,7 @@ def unknowns(
     test_fold: int | None,
     train_folds: str | None,
     out: Path,
+    teachers: tuple[tuple[Path, float], ...],
     jobs: int,
     overrides: tuple[str, ...],
     weights: Path | None,
@@ -47,14 +56,15 @@ def unknowns(
     """Train PRESET without some labels, drawn at random, and see how well each score tells clips of those from others.
 
     Each draw is trained on the other labels' clips of all folds but --test-fold, exported, and scored on that fold and
-    on speech-like, music-like and noise-like sounds made in code. The same command goes on where it was ended.
+    on speech-like, music-like and noise-like sounds made in code. With --teacher it is distilled, each draw from a
+    teacher that never heard of its labels. The same command goes on where it was ended.
     """
     merged = load_preset(preset, overrides)
     wanted = config.from_options(fields, config.UnknownsConfig)
     chosen = cli_options.folds(train_folds) or ()
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
-    from soundmark.learn.left_out import score_draws, train_draws
+    from soundmark.learn import left_out
     from soundmark.sources import open_dataset
     from soundmark.splits import folded
     from soundmark.unknown_report import n_clips
@@ -68,28 +78,32 @@ def unknowns(
         )
     for text in (*dataset.stamps, *dataset.warnings, *(split.warnings if split else ())):
         render.print_note(text, aside=True)
-    with render.clip_progress("epochs", wanted.draws * merged.train.epochs) as on_epoch:
-        train_draws(
+    totals = {"views": left_out.n_views(merged, dataset, test_fold, wanted, chosen)} if teachers else {}
+    totals["epochs"] = left_out.n_epochs(merged, dataset, test_fold, wanted)
+    totals["clips"] = n_clips(dataset, test_fold, wanted)
+    with render.several_progress(totals) as on:
+        left_out.train_draws(
             merged,
             dataset,
             test_fold=test_fold,
             out=out,
             config=wanted,
             train_folds=chosen,
+            teachers=teachers,
             split=split,
             weights=weights,
             jobs=jobs,
-            on_epoch=on_epoch,
+            on_view=on.get("views"),
+            on_epoch=on["epochs"],
             on_note=lambda text: render.print_note(text, aside=True),
         )
-    with render.clip_progress("clips", n_clips(dataset, test_fold, wanted)) as on_clip:
-        report = score_draws(
+        report = left_out.score_draws(
             dataset,
             test_fold=test_fold,
             out=out,
             config=wanted,
             command=cli_options.command(click.get_current_context()),
-            on_clip=on_clip,
+            on_clip=on["clips"],
         )
     if as_json:
         render.print_json(report)

@@ -52,8 +52,8 @@ def find_bundles(folder: Path, folds: Iterable[int] = ()) -> dict[int, Path]:
     return {fold: found[fold] for fold in sorted(set(folds) or found)}
 
 
-def find_inner(folder: Path, name: str) -> Path:
-    """Return the bundle or ensemble of an inner run in ``folder``: ``<name>/`` or ``<name>/bundle/``.
+def find_named(folder: Path, name: str, *, cause: str = "") -> Path:
+    """Return the bundle or ensemble of an inner run or a draw in ``folder``: ``<name>/`` or ``<name>/bundle/``.
 
     Raises:
         BundleError: there is none; code ``model_not_found``.
@@ -61,9 +61,9 @@ def find_inner(folder: Path, name: str) -> Path:
     found = _model_in(folder / name)
     if found is None:
         raise BundleError(
-            f"{folder} has no bundle for the inner run {name}",
-            wanted=f"a bundle or ensemble in {folder / name}, trained on those folds alone",
-            cause="it was made without them: `soundmark cv ... --inner` makes them too",
+            f"{folder} has no bundle {name}",
+            wanted=f"a bundle or ensemble in {folder / name}",
+            cause=cause,
             code="model_not_found",
         )
     return found

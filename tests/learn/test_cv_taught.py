@@ -211,7 +211,7 @@ def listened(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[str]]:
     ("folds", "options", "kind", "said"),
     [
         ((1, 4), {}, BundleError, "teachers has no bundle for fold 4"),
-        ((3,), {"calibrate": True}, BundleError, "no bundle for the inner run inner-1-2"),
+        ((3,), {"calibrate": True}, BundleError, "no bundle inner-1-2"),
         (
             (1,),
             {"preset": replace(student(), train=replace(student().train, patience=2))},

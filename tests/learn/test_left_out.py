@@ -17,8 +17,16 @@ from msgspec.structs import replace
 import synthetic
 from soundmark import unknowns
 from soundmark.classifier import Classifier
-from soundmark.config import EnsembleConfig, ExportConfig, UnknownsConfig, to_toml
+from soundmark.config import (
+    DistillConfig,
+    EnsembleConfig,
+    ExportConfig,
+    NetworkConfig,
+    UnknownsConfig,
+    to_toml,
+)
 from soundmark.dataset import Dataset, load_esc50
+from soundmark.ensemble import Ensemble, load_model
 from soundmark.errors import BundleError, ConfigError, DatasetError
 from soundmark.learn import fold_bundle
 from soundmark.learn.features import extract
@@ -155,6 +163,49 @@ def test_the_command_from_data_to_report_and_on(
     assert caught.value.code == "leak"
 
 
+def test_each_draw_is_taught_by_who_never_heard_of_its_labels_either(
+    call: Callable[..., tuple[object, str, str]],
+    preset: Preset,
+    data_root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("SOUNDMARK_CACHE", str(tmp_path / "cache"))
+    network = NetworkConfig(kind="yamnet", channels=(8,) * 14, keep=3)
+    member = replace(preset, name="member", network=network, train=replace(preset.train, epochs=1))
+    student = replace(member, name="student", distill=DistillConfig(views=1))
+    (tmp_path / "member.toml").write_text(to_toml(member))
+    (tmp_path / "student.toml").write_text(to_toml(student))
+    whole = Preset(name="whole", ensemble=EnsembleConfig(members=(str(tmp_path / "member.toml"),)))
+    (tmp_path / "whole.toml").write_text(to_toml(whole))
+    rest = ("--data", data_root, "--test-fold", 5, "--draws", 2, "--left-out", 2, "--made", 1, "--json")
+
+    # an ensemble has its members trained in the folder of each draw
+    status, printed, err = call("unknowns", tmp_path / "whole.toml", *rest, "--out", tmp_path / "teachers")
+    assert (status, err) == (0, f"report: {tmp_path / 'teachers' / 'report.json'}\n")
+    assert [draw["model"] for draw in json.loads(printed)["draws"]] == ["whole", "whole"]
+    assert (tmp_path / "teachers" / "draw2" / "member" / "run" / "run.json").exists()
+
+    taught = ("unknowns", tmp_path / "student.toml", *rest, "--out", tmp_path / "taught")
+    status, printed, err = call(*taught, "--teacher", tmp_path / "teachers")
+    assert status == 0, err
+    teachers = [load_model(tmp_path / "teachers" / f"draw{n}" / "bundle") for n in (1, 2)]
+    for number, (draw, teacher) in enumerate(zip(json.loads(printed)["draws"], teachers, strict=True), 1):
+        assert isinstance(teacher, Ensemble)
+        assert teacher.labels == known_labels(LABELS, CONFIG, number)
+        (one,) = draw["training"]["teachers"]
+        assert (one["digest"], one["train_folds"]) == (teacher.models[0].digest, [1, 2, 3, 4])
+        assert draw["training"]["data_digest"] == teacher.training["data_digest"]
+
+    # whoever knows other labels may not teach, and another teacher is another folder
+    status, _, err = call(*taught)
+    assert (status, "n_teachers" in err) == (1, True), err
+    shutil.move(tmp_path / "teachers" / "draw1", tmp_path / "was1")
+    shutil.copytree(tmp_path / "teachers" / "draw2", tmp_path / "teachers" / "draw1")
+    status, _, err = call(*taught[:-1], tmp_path / "again", "--teacher", tmp_path / "teachers")
+    assert (status, "labels" in err) == (1, True), err
+
+
 def test_clips_that_say_nothing_are_counted_and_have_no_score(
     preset: Preset, data_root: Path, tmp_path: Path
 ) -> None:
@@ -184,7 +235,11 @@ def test_clips_that_say_nothing_are_counted_and_have_no_score(
 def test_what_cannot_be_left_out_is_said(preset: Preset, dataset: Dataset, tmp_path: Path) -> None:
     whole = replace(preset, ensemble=EnsembleConfig(members=("edge",)))
     with pytest.raises(ConfigError, match="is an ensemble"):
-        train_draws(whole, dataset, test_fold=5, out=tmp_path / "a", config=CONFIG)
+        train_draws(whole, dataset, test_fold=5, out=tmp_path / "a", config=CONFIG, train_folds=(1, 2))
+    none = ((tmp_path / "none", 1.0),)
+    with pytest.raises(BundleError, match="has no bundle draw1") as missing:
+        train_draws(preset, dataset, test_fold=5, out=tmp_path / "a", config=CONFIG, teachers=none)
+    assert missing.value.code == "model_not_found"
     with pytest.raises(ConfigError, match="two that are known"):
         train_draws(preset, dataset, test_fold=5, out=tmp_path / "a", config=UnknownsConfig(left_out=4))
     assert not (tmp_path / "a").exists()

@@ -12,21 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from soundmark import bundle, inner_answers
-from soundmark.config import to_dict
 from soundmark.cross_validation import evaluate_folds, load_bundles
 from soundmark.dataset import Dataset
 from soundmark.ensemble import Ensemble
 from soundmark.errors import ConfigError, DatasetError
 from soundmark.evaluate import Report
 from soundmark.learn import pretrained
-from soundmark.learn.fold_bundle import Training, bring, identity
+from soundmark.learn.fold_bundle import Training, bring
 from soundmark.learn.fold_teachers import folds_of, names_of, prepare, with_teachers
 from soundmark.learn.inner_folds import InnerRun, inner_runs
 from soundmark.learn.run_folder import lock, settle
-from soundmark.learn.teach import members_of, plan, teach
+from soundmark.learn.teach import identity, plan, teach
 from soundmark.learn.teachers import Given
 from soundmark.learn.workers import refuse_several_devices
 from soundmark.preset import Preset
@@ -104,7 +102,7 @@ def cross_validate(
         named = names_of(trainings, dataset, hashes, on_note=on_note)
     with lock(out):
         taught = {"n_teachers": len(teachers), "teachers": named} if teachers else {}
-        settle(out / "cv.json", {**_identity(preset, dataset, weights, hashes), **taught}, growing="teachers")
+        settle(out / "cv.json", {**identity(preset, dataset, weights, hashes), **taught}, growing="teachers")
         if preset.ensemble.members:
             targets = {fold: home / "bundle" for fold, home in homes.items()}
             teach(
@@ -214,7 +212,7 @@ def train_ensemble(
     dataset = dataset.narrowed(preset.labels)
     dataset.in_folds([test_fold])  # or it says which there are
     with lock(out):
-        settle(out / "cv.json", {**_identity(preset, dataset, None), "test_fold": test_fold})
+        settle(out / "cv.json", {**identity(preset, dataset, None), "test_fold": test_fold})
         made = teach(
             preset,
             dataset,
@@ -256,10 +254,3 @@ def _all_trainings(preset: Preset, dataset: Dataset, folds: tuple[int, ...], inn
     if preset.ensemble.members:
         return plan(preset, dataset, homes, Path(), inner_too=inner)[0]
     return _trainings(preset, homes, inner_runs(dataset.folds, chosen) if inner else [], Path())
-
-
-def _identity(
-    preset: Preset, dataset: Dataset, weights: Path | None, hashes: dict[str, str] | None = None
-) -> dict[str, Any]:
-    members = [[to_dict(one) for one in member] for member in members_of(preset)]
-    return identity(preset, dataset, weights, hashes) | ({"members": members} if members else {})

@@ -6,18 +6,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
-import torch
-
-import soundmark
 from soundmark import bundle
-from soundmark.config import to_dict
 from soundmark.dataset import Dataset
 from soundmark.errors import BundleError, SoundmarkError
 from soundmark.learn.distill import distill
 from soundmark.learn.export import export
-from soundmark.learn.run_folder import Run, epochs_done, file_digest, open_run
+from soundmark.learn.run_folder import Run, epochs_done, open_run
 from soundmark.learn.teachers import Given
 from soundmark.learn.train import train
 from soundmark.learn.workers import in_processes
@@ -63,21 +58,6 @@ class Training:
     def learnt(self) -> bool:
         """Whether nothing is left to learn."""
         return self.begun and bool(open_run(self.home / "run").info.get("finished"))
-
-
-def identity(
-    preset: Preset, dataset: Dataset, weights: Path | None, hashes: dict[str, str] | None = None
-) -> dict[str, Any]:
-    """Return what makes a folder of bundles this one: preset, data, weights and versions; see `run_folder.settle`."""
-    return {
-        "soundmark": soundmark.__version__,
-        "torch": torch.__version__.split("+")[0],
-        "data": dataset.name,
-        "data_digest": dataset.digest(hashes),
-        "split": dataset.split,
-        "weights": file_digest(weights) if weights else "",
-        "preset": to_dict(preset),
-    }
 
 
 def bring(

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from soundmark.cross_validation import find_bundles, find_inner
+from soundmark.cross_validation import find_bundles, find_named
 from soundmark.dataset import Dataset
 from soundmark.learn.distill import refuse_student, store_views
 from soundmark.learn.fold_bundle import Training
@@ -16,11 +16,13 @@ from soundmark.learn.teachers import Given, Teacher, open_teachers, refuse_stran
 ALIKE = 1.1
 """Teachers of outer and inner runs whose sharpness differs by more than this factor are told of."""
 
+_WITHOUT = "it was made without inner runs: `soundmark cv ... --inner` makes them too"
+
 
 def with_teachers(trainings: Sequence[Training], given: Given) -> list[Training]:
     """Return ``trainings``, each with its own teacher out of each folder of ``given``.
 
-    A training on all folds but one gets ``fold<k>``, an inner one the folder of its own name (`find_inner`).
+    A training on all folds but one gets ``fold<k>``, an inner one the folder of its own name (`find_named`).
 
     Raises:
         BundleError: a folder has none for one of them; code ``model_not_found``.
@@ -31,7 +33,12 @@ def with_teachers(trainings: Sequence[Training], given: Given) -> list[Training]
         replace(
             one,
             teachers=tuple(
-                (find_inner(folder, one.home.name) if one.train_folds else of_fold[one.test_fold], weight)
+                (
+                    find_named(folder, one.home.name, cause=_WITHOUT)
+                    if one.train_folds
+                    else of_fold[one.test_fold],
+                    weight,
+                )
                 for folder, weight, of_fold in found
             ),
         )

@@ -10,11 +10,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+import torch
 from msgspec.structs import replace
 
+import soundmark
 from soundmark import ensemble
-from soundmark.config import DecisionConfig
+from soundmark.config import DecisionConfig, to_dict
 from soundmark.dataset import Dataset
 from soundmark.ensemble import Ensemble, load_model
 from soundmark.errors import BundleError, ConfigError
@@ -22,7 +25,7 @@ from soundmark.evaluate import evaluate
 from soundmark.inner_answers import weigh
 from soundmark.learn.fold_bundle import Training, bring
 from soundmark.learn.inner_folds import inner_runs
-from soundmark.learn.run_folder import open_run
+from soundmark.learn.run_folder import file_digest, open_run
 from soundmark.learn.side_by_side import side_by_side
 from soundmark.learn.smoke import few_clips
 from soundmark.learn.smoke import smoke as smoke_one
@@ -49,6 +52,22 @@ def members_of(preset: Preset) -> list[list[Preset]]:
     if preset.ensemble.quantize:
         return found
     return [[replace(one, export=replace(one.export, quantize=False)) for one in member] for member in found]
+
+
+def identity(
+    preset: Preset, dataset: Dataset, weights: Path | None, hashes: dict[str, str] | None = None
+) -> dict[str, Any]:
+    """Return what makes a folder of bundles this one: preset, data, weights, versions; see `run_folder.settle`."""
+    members = [[to_dict(one) for one in member] for member in members_of(preset)]
+    return {
+        "soundmark": soundmark.__version__,
+        "torch": torch.__version__.split("+")[0],
+        "data": dataset.name,
+        "data_digest": dataset.digest(hashes),
+        "split": dataset.split,
+        "weights": file_digest(weights) if weights else "",
+        "preset": to_dict(preset),
+    } | ({"members": members} if members else {})
 
 
 def plan(
