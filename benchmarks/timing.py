@@ -21,14 +21,25 @@ def one_thread() -> None:
         os.environ[name] = "1"
 
 
-def paired_ms(runs: dict[str, Callable[[], object]], *, rounds: int) -> dict[str, list[float]]:
-    """Return milliseconds per round of each run, taken in turn, so that a slow moment of the machine hits all."""
+def paired_ms(
+    runs: dict[str, Callable[[], object]], *, rounds: int, alone: bool = False
+) -> dict[str, list[float]]:
+    """Return milliseconds per round of each run, taken in turn, so that a slow moment of the machine hits all.
+
+    Args:
+        runs: name -> what is timed.
+        rounds: values of each.
+        alone: every run is timed right after itself, as on a device that does nothing else; otherwise right after the
+            one before, with caches full of what is not its own.
+    """
     for run in runs.values():
         run()
         run()
     times: dict[str, list[float]] = {name: [] for name in runs}
     for _ in range(rounds):
         for name, run in runs.items():
+            if alone:
+                run()
             start = time.perf_counter()
             run()
             times[name].append(1e3 * (time.perf_counter() - start))

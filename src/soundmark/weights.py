@@ -48,6 +48,7 @@ class Entry:
         url: where its publisher has it, "" where it is part of a wheel.
         wheel: requirement of the wheel that holds it.
         member: its name in the wheel.
+        thins: whether a network of that kind with other widths takes what it needs of it.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Entry:
     url: str = ""
     wheel: str = ""
     member: str = ""
+    thins: bool = False
 
     @property
     def file_name(self) -> str:
@@ -98,6 +100,7 @@ ENTRIES = (
     Entry(
         name="yamnet",
         kind="yamnet",
+        thins=True,
         depth=0,
         what="YAMNet, AudioSet (classification, TFLite, version 1)",
         publisher="Google",

@@ -272,6 +272,7 @@ def test_what_was_fetched_is_found_and_only_by_presets_that_want_it(
     assert pretrained.at_hand(config) == path
     assert pretrained.at_hand(replace(config, pretrained="")) is None
     assert pretrained.at_hand(replace(config, channels=THIN["efficientnet-lite0"])) is None
+    assert registry.find("yamnet").thins
     assert pretrained.at_hand(replace(config, kind="resnet")) is None
     monkeypatch.setenv("SOUNDMARK_EFFICIENTNET_LITE0", "~/mine.pth")
     assert pretrained.at_hand(config) == Path.home() / "mine.pth"

@@ -104,6 +104,32 @@ def test_a_shorter_one_takes_its_part_of_the_weights_and_nothing_unknown(tmp_pat
         pretrained.load_into(short, tmp_path / "w.safetensors")
 
 
+def test_a_thinner_one_takes_the_strongest_filters_and_what_listens_to_them(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    whole = network(7, channels=THIN)
+    for number, layer in enumerate(
+        whole.layers
+    ):  # channels that are silent: every second one, then the first two
+        silent = slice(0, None, 2) if number == 0 else slice(0, 2) if number == 2 else slice(0, 0)
+        with torch.no_grad():
+            layer.conv.weight[silent] = 0.0
+            layer.conv.bias.copy_(torch.rand_like(layer.conv.bias))
+            layer.conv.bias[silent] = 0.0
+    for number in (1, 3):  # behind them they stay silent
+        torch.nn.init.zeros_(whole.layers[number].conv.bias)
+    checkpoint.save_weights(tmp_path / "w.safetensors", whole.state_dict())
+    n_loud = [THIN[0] // 2, THIN[1] - 2]
+    thin = network(7, channels=(*n_loud, *THIN[2:]))
+    pretrained.load_into(thin, tmp_path / "w.safetensors")
+    assert torch.equal(thin.layers[0].conv.weight, whole.layers[0].conv.weight[1::2])
+    assert torch.equal(thin.layers[2].conv.weight, whole.layers[2].conv.weight[2:, 1::2])
+    x = torch.randn(2, 1, 64, 98)
+    torch.testing.assert_close(thin.layers(x), whole.layers(x))  # nothing was lost
+    checkpoint.save_weights(tmp_path / "w.safetensors", network(7, channels=(1,) * 14).state_dict())
+    with pytest.raises(TrainingError, match=r"layers\.0\.conv\.weight \[1, 1, 3, 3\] instead of"):
+        pretrained.load_into(thin, tmp_path / "w.safetensors")
+
+
 def test_another_tflite_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "m.tflite").write_bytes(b"\x1c\0\0\0TFL3" + bytes(100))
     with pytest.raises(TrainingError, match=r"another TFLite file: 108 bytes.*SHA-256") as caught:

@@ -55,14 +55,20 @@ def at_hand(config: NetworkConfig) -> Path | None:
     named = os.environ.get(_variable(config.kind))
     if named:
         return Path(named).expanduser()
-    entry = None if config.channels else weights.of_network(config.kind, config.depth)
+    entry = _fetchable(config)
     return weights.cached(entry) if entry else None
+
+
+def _fetchable(config: NetworkConfig) -> weights.Entry | None:
+    """Return the published weights that such a network can start from, None where there are none."""
+    entry = weights.of_network(config.kind, config.depth)
+    return entry if entry and (entry.thins or not config.channels) else None
 
 
 def advice(config: NetworkConfig) -> str:
     """Return how such a network gets the weights that it wants."""
-    entry = weights.of_network(config.kind, config.depth)
-    fetch = f"`soundmark weights get {entry.name}`, or " if entry and not config.channels else ""
+    entry = _fetchable(config)
+    fetch = f"`soundmark weights get {entry.name}`, or " if entry else ""
     return f"{fetch}--weights FILE, or {_variable(config.kind)} naming it"
 
 

@@ -2,7 +2,7 @@
 
 Its weights (`soundmark.learn.tflite_weights`) have batch norm folded in, so every convolution has a bias and nothing
 else; ``config.batch_norm`` puts one behind each again, which changes nothing at first and makes learning on steadier.
-Features must be those it was learnt on: the presets' ``[frontend]``, 16 kHz and 64 mel bands.
+Features must be those it was learnt on (the presets' ``[frontend]``, 16 kHz and 64 mel bands), or it has to learn on.
 Source: Plakal and Ellis, YAMNet (tensorflow/models, Apache-2.0); Howard et al., MobileNets (arXiv 1704.04861).
 """
 
@@ -27,10 +27,10 @@ CONVOLUTIONS = 2 * len(PLAN) - 1
 
 
 class YAMNet(nn.Module):
-    """Logits ``(batch, n_labels)`` from features ``(batch, 64, n_frames)``.
+    """Logits ``(batch, n_labels)`` from features ``(batch, n_mels, n_frames)``.
 
     ``config.keep``: the first convolutions that are kept, 0 for all 27; ``config.channels``: widths as in `PLAN`, for
-    a thinner one without published weights.
+    a thinner one, which takes the strongest filters of published weights.
 
     Attributes:
         added: parts of names that this network has and a file of weights need not have.
@@ -65,8 +65,35 @@ class YAMNet(nn.Module):
         self.head = nn.Linear(self.width, n_labels)
 
     def adopt(self, published: dict[str, Tensor]) -> dict[str, Tensor]:
-        """Return a state dict without the convolutions that are not kept."""
-        return {n: t for n, t in published.items() if not (self._left_out and n.startswith(self._left_out))}
+        """Return a state dict without the convolutions and filters that are not kept.
+
+        Of wider layers those filters stay whose weights have the largest sum of magnitudes, and of the layers behind
+        them what listens to these. Source: Li et al., ICLR 2017 (arXiv 1608.08710), section 3.1.
+        """
+        kept = {n: t for n, t in published.items() if not (self._left_out and n.startswith(self._left_out))}
+        rows: Tensor | None = None  # the channels that are left of the layer before
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Convolution)
+            names = [f"layers.{index}.conv.{part}" for part in ("weight", "bias")]
+            weight, bias = (kept.get(name) for name in names)
+            if weight is None or bias is None or weight.ndim != 4 or bias.shape != weight.shape[:1]:
+                return kept  # `load_into` says what is wrong with it
+            if layer.conv.groups > 1:
+                mine = rows if rows is not None else torch.arange(len(weight))
+            else:
+                if rows is not None and len(rows) < weight.shape[1]:
+                    weight = weight[:, rows]
+                mine = (
+                    weight.abs()
+                    .sum((1, 2, 3))
+                    .topk(min(layer.conv.out_channels, len(weight)))
+                    .indices.sort()
+                    .values
+                )
+            if int(mine.max()) < len(weight):
+                kept[names[0]], kept[names[1]] = weight[mine], bias[mine]
+            rows = mine
+        return kept
 
     def embed(self, features: Tensor) -> Tensor:
         """Return ``(batch, width)``: the mean over time, and the mean of the largest quarter."""
