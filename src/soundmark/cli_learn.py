@@ -198,8 +198,16 @@ def _ensemble(
 @click.option("--out", type=cli_options.path, metavar="DIR", required=True, help="Bundle directory to write.")
 @click.option("--data", metavar="D", help="The data of the run, where it has moved.")
 @click.option("--overwrite", is_flag=True, help="Replace a bundle that is there.")
+@click.option(
+    "--quote",
+    type=cli_options.path,
+    metavar="REPORT",
+    help="Report over all folds, whose figure the card of a run on all clips quotes.",
+)
 @cli_options.config_options(config.ExportConfig)
-def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: str | None) -> None:
+def export(
+    run: Path, out: Path, data: str | None, overwrite: bool, quote: Path | None, **fields: str | None
+) -> None:
     """Turn a finished training RUN into a bundle: batch norm folded, int8, agreement checked."""
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render, render_model
@@ -210,7 +218,13 @@ def export(run: Path, out: Path, data: str | None, overwrite: bool, **fields: st
     merged = load_preset(run / "preset.toml", cli_options.overrides("export", fields))
     with render.clip_progress("features", opened.info["n_clips"]) as on_clip:
         written, agreement = run_export(
-            opened, out, data=data, config=merged.export, overwrite=overwrite, on_clip=on_clip
+            opened,
+            out,
+            data=data,
+            config=merged.export,
+            quoted=quote,
+            overwrite=overwrite,
+            on_clip=on_clip,
         )
     render_model.print_export(written, agreement.to_dict())
 

@@ -36,6 +36,7 @@ from soundmark.golden import golden
 from soundmark.learn.card import model_card
 from soundmark.learn.features import FeatureStore
 from soundmark.learn.finished import load_network, training_features
+from soundmark.learn.quote import quote
 from soundmark.learn.run_folder import Run
 from soundmark.postprocess import softmax
 from soundmark.runtime import INPUT, OUTPUT, Runtime
@@ -70,6 +71,7 @@ def export(
     *,
     data: str | Path | Dataset | None = None,
     config: ExportConfig | None = None,
+    quoted: Path | None = None,
     overwrite: bool = False,
     on_clip: Callable[[int], None] | None = None,
 ) -> tuple[bundle.Bundle, Agreement]:
@@ -80,17 +82,20 @@ def export(
         out: the bundle directory.
         data: the data set that the run was trained on (or its folder), for int8 ranges; default is where it was.
         config: replaces the preset's export section.
+        quoted: report over the folds of the same recipe, for the card of a run that has learnt from all clips.
         overwrite: replace a bundle that is there.
         on_clip: called with 1 per clip while features are read.
 
     Raises:
+        ConfigError: a report that says nothing about this run; see `quote`.
         TrainingError: the run is not finished, the data changed, or the exported graph disagrees with the network.
         StorageError: ``out`` exists or cannot be written.
     """
     config = config or run.preset.export
+    said = {"folds": quote(quoted, run)} if quoted else {}
     network = load_network(run)
     store = training_features(run, data, on_clip)
-    return write_bundle(run, network, store, out, config, overwrite=overwrite)
+    return write_bundle(run, network, store, out, config, said=said, overwrite=overwrite)
 
 
 def write_bundle(
@@ -100,9 +105,10 @@ def write_bundle(
     out: Path,
     config: ExportConfig,
     *,
+    said: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> tuple[bundle.Bundle, Agreement]:
-    """Write ``network`` as the bundle of ``run``, with int8 ranges from ``store``; see `export`."""
+    """Write ``network`` as the bundle of ``run``, with int8 ranges from ``store``; ``said`` joins its provenance."""
     window_samples = round(run.preset.window.window_s * run.preset.frontend.sample_rate)
     shape = store.frontend.shape(window_samples)
     network = fold_batch_norm(network.eval())
@@ -129,7 +135,7 @@ def write_bundle(
             cause="try export.calibration = 'percentile', or export.quantize = false",
             code="export_disagrees",
         )
-    manifest = _manifest(run, model, config, agreement)
+    manifest = _manifest(run, model, config, agreement, said or {})
     stamps = "".join(f"**{stamp}**\n\n" for stamp in run.info.get("stamps", []))
     readme = stamps + model_card(manifest, len(model))
     return bundle.write(out, manifest=manifest, model=model, readme=readme, overwrite=overwrite), agreement
@@ -255,7 +261,9 @@ def _agreement(network: nn.Module, fp32: bytes, model: bytes, features: Array) -
     )
 
 
-def _manifest(run: Run, model: bytes, config: ExportConfig, agreement: Agreement) -> bundle.Manifest:
+def _manifest(
+    run: Run, model: bytes, config: ExportConfig, agreement: Agreement, said: dict[str, Any]
+) -> bundle.Manifest:
     preset = run.preset
     left_out = ("labels", "data_root", "finished", "skipped")
     training = {key: value for key, value in run.info.items() if key not in left_out}
@@ -281,6 +289,7 @@ def _manifest(run: Run, model: bytes, config: ExportConfig, agreement: Agreement
                 "onnxruntime": ort.__version__,
                 "agreement": agreement.to_dict(),
             },
+            **said,
         },
     )
 
