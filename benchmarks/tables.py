@@ -30,6 +30,8 @@ OURS = (
     "edge-int8-fold5.json",
 )
 """Reports whose systems stand in the README; docs/results.md has all."""
+TIERS = ("edge", "tiny")
+"""Models that ship."""
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
@@ -170,10 +172,74 @@ def service() -> list[str]:
     return lines
 
 
+def found(name: str) -> dict[str, Any] | None:
+    """Return one result file, None where it is not there yet."""
+    return read(name) if (RESULTS / name).exists() else None
+
+
+def tiers() -> list[str]:
+    """Return everything that is measured of the models that ship, a column each."""
+    columns = {tier: _tier(tier) for tier in TIERS if (RESULTS / f"{tier}-5folds.json").exists()}
+    names = list(dict.fromkeys(name for column in columns.values() for name in column))
+    return [
+        f"| | {' | '.join(f'`{tier}`' for tier in columns)} |",
+        f"|---|{'---|' * len(columns)}",
+        *(
+            f"| {name} | {' | '.join(column.get(name, '-') for column in columns.values())} |"
+            for name in names
+        ),
+    ]
+
+
+def _tier(tier: str) -> dict[str, str]:
+    report = read(f"{tier}-5folds.json")
+    figures, whole = report["figures"], found(f"{tier}-fp32-5folds.json")
+    calibration = figures["calibration"]
+    rows = {
+        "largest file of the five": f"{max(member['model_bytes'] for member in report['members']) / 1e3:.0f} KB",
+        "**ESC-50, five folds, int8**": f"**{figures['accuracy']:.2%}** ({_interval(figures)})",
+        "fold 1, 2, 3, 4, 5": ", ".join(f"{figures['per_fold'][str(fold)]:.2%}" for fold in report["folds"]),
+        "top 3": f"{figures['top3']:.2%}",
+    }
+    if whole:
+        there = whole["figures"]
+        lost = [there["per_fold"][fold] - here for fold, here in figures["per_fold"].items()]
+        rows["the same in fp32"] = f"{there['accuracy']:.2%} ({_interval(there)})"
+        rows["lost by int8, in points: mean, worst fold"] = (
+            f"{100 * (there['accuracy'] - figures['accuracy']):.2f}, {100 * max(lost):.2f}"
+        )
+    rows["calibration error, with the temperature of inner runs (without)"] = (
+        f"{calibration['ece']:.1%} ({calibration['raw_ece']:.1%})"
+    )
+    for name, words in (("esc10", "ESC-10, five folds"), ("ten", "the ten classes of `tenclass-scratch`")):
+        if few := found(f"{tier}-{name}-5folds.json"):
+            rows[words] = f"{few['figures']['accuracy']:.2%} ({_interval(few['figures'])})"
+    if unknown := found(f"{tier}-unknowns.json"):
+        for score, means in unknown["figures"].items():
+            if score != "accuracy_known":
+                seen = ", ".join(
+                    f"{what.replace('_', ' ')} {row['auroc']['mean']:.3f}" for what, row in means.items()
+                )
+                rows[f"AUROC of {score}, known against"] = seen
+    timed = next((row for row in read("latency.json")["rows"] if row["what"] == tier), None)
+    if timed:
+        rows["5-s WAV to label, one thread, against YAMNet"] = (
+            f"{timed['median_ms']:.1f} ms, **{timed['ratio_to_yamnet']:.3f}** of its time"
+        )
+        rows["peak memory of the process"] = f"{timed['peak_rss_mb']} MB"
+    return rows
+
+
+def _interval(figures: dict[str, Any]) -> str:
+    low, high = figures["accuracy_interval_95"]
+    return f"95 %: {low:.1%} to {high:.1%}"
+
+
 BLOCKS: dict[str, Callable[[], list[str]]] = {
     "README.md": lambda: [*accuracy(), "", *speed()],
     "docs/results.md": systems,
     "docs/serve.md": service,
+    "docs/small-models.md": tiers,
 }
 """Page -> what stands between its marks."""
 

@@ -30,8 +30,9 @@ from soundmark.errors import StorageError, TrainingError  # noqa: E402
 from soundmark.evaluate import evaluate  # noqa: E402
 from soundmark.learn import export as module  # noqa: E402
 from soundmark.learn import networks  # noqa: E402
-from soundmark.learn.export import Agreement, export, fold_batch_norm, quantize  # noqa: E402
+from soundmark.learn.export import Agreement, export, fold_batch_norm  # noqa: E402
 from soundmark.learn.finished import training_features  # noqa: E402
+from soundmark.learn.quantize import quantize  # noqa: E402
 from soundmark.learn.run_folder import Run  # noqa: E402
 from soundmark.learn.train import train  # noqa: E402
 
@@ -298,6 +299,37 @@ def test_the_report_of_an_exported_bundle_is_clean_on_the_test_fold_and_stamped_
     assert report.stamps == ()
     assert report.figures["accuracy"] > 0.8
     assert evaluate(model, dataset, folds=[4, 5]).stamps == ("TRAINED ON fold 4: not a test figure",)
+
+
+def test_an_int8_file_holds_nothing_that_no_reader_needs(int8_bundle: Path) -> None:
+    model = onnx.load(int8_bundle / "model.onnx")
+    graph = model.graph
+    used = {name for node in graph.node for name in node.input}
+    assert {tensor.name for tensor in graph.initializer} <= used
+    assert (len(graph.value_info), {node.name for node in graph.node}) == (0, {""})
+    weights = [
+        n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0].endswith("weight_quantized")
+    ]
+    assert sorted(len(node.input) for node in weights) == [
+        *[2] * (len(weights) - 1),
+        3,
+    ]  # the Gemm keeps its own
+
+    # given zero points again, it says the same
+    full = onnx.ModelProto()
+    full.CopyFrom(model)
+    for node in full.graph.node:
+        if node.op_type == "DequantizeLinear" and len(node.input) == 2:
+            like = next(t for t in full.graph.initializer if t.name == node.input[0])
+            scale = next(t for t in full.graph.initializer if t.name == node.input[1])
+            kind = onnx.helper.tensor_dtype_to_np_dtype(like.data_type)
+            zero = onnx.numpy_helper.from_array(np.zeros(tuple(scale.dims), kind), f"{node.output[0]}_zero")
+            full.graph.initializer.append(zero)
+            node.input.append(zero.name)
+    x = {"features": windows(3)}
+    said = [ort.InferenceSession(one.SerializeToString()).run(None, x)[0] for one in (model, full)]
+    assert np.array_equal(*said)
+    assert len(full.SerializeToString()) > 1.04 * len(model.SerializeToString())
 
 
 def test_the_card_says_where_the_weights_began_and_names_a_wave(int8_bundle: Path) -> None:

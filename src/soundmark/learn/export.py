@@ -6,12 +6,8 @@ Sources: Jacob et al., CVPR 2018 (integer inference); ONNX Runtime's QDQ static 
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +18,6 @@ import numpy.typing as npt
 import onnx
 import onnxruntime as ort
 import torch
-from onnxruntime import quantization as ortq
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
@@ -36,6 +31,7 @@ from soundmark.golden import golden
 from soundmark.learn.card import model_card
 from soundmark.learn.features import FeatureStore
 from soundmark.learn.finished import load_network, training_features
+from soundmark.learn.quantize import quantize, quiet
 from soundmark.learn.quote import quote
 from soundmark.learn.run_folder import Run
 from soundmark.postprocess import softmax
@@ -160,7 +156,7 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
 
 def to_onnx(network: nn.Module, shape: tuple[int, int], path: Path) -> None:
     """Write ``network`` as one ONNX file with input ``features`` (batch, rows, frames) and output ``logits``."""
-    with _quiet():
+    with quiet():
         program = torch.onnx.export(
             network,
             (torch.zeros(2, *shape),),
@@ -181,60 +177,6 @@ def to_onnx(network: nn.Module, shape: tuple[int, int], path: Path) -> None:
         value.ClearField("metadata_props")
     proto.graph.ClearField("metadata_props")
     onnx.save(proto, path)
-
-
-def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
-    """Return the int8 model: QDQ, symmetric per-channel weights, ranges from ``calibration`` (n, rows, frames)."""
-    if len(calibration) == 0 or not 1e-6 <= float(calibration.std()) < np.inf:  # nor NaN
-        raise TrainingError(
-            "no varied calibration windows", wanted="training clips with sound", code="bad_calibration"
-        )
-    graph = onnx.load(fp32).graph
-    first = _first_convolutions(graph) if config.float_first else []
-    linear = [node.name for node in graph.node if node.op_type == "Gemm"]
-    methods = {
-        "minmax": ortq.CalibrationMethod.MinMax,
-        "percentile": ortq.CalibrationMethod.Percentile,
-        "entropy": ortq.CalibrationMethod.Entropy,
-    }
-    target = fp32.with_name("int8.onnx")
-    with _quiet():
-        ortq.quantize_static(
-            fp32,
-            target,
-            _Reader(calibration),
-            quant_format=ortq.QuantFormat.QDQ,
-            per_channel=True,
-            activation_type=ortq.QuantType.QUInt8,
-            weight_type=ortq.QuantType.QInt8,
-            op_types_to_quantize=["Conv", "Relu", "Clip", "Add", "MaxPool", "Gemm"],
-            nodes_to_exclude=first + linear[-1 if config.float_last else len(linear) :],
-            calibrate_method=methods[config.calibration],
-        )
-    return target.read_bytes()
-
-
-def _first_convolutions(graph: onnx.GraphProto) -> list[str]:
-    """Return the name of the first convolution, and of the second if it is depthwise.
-
-    In int8 that one is no faster (few channels, many places), and half of the error of the whole comes from it.
-    """
-    first_two = [node for node in graph.node if node.op_type == "Conv"][:2]
-    attributes = [attribute for node in first_two[1:] for attribute in node.attribute]
-    depthwise = any(attribute.name == "group" and attribute.i > 1 for attribute in attributes)
-    return [node.name for node in first_two[: 1 + depthwise]]
-
-
-class _Reader(ortq.CalibrationDataReader):  # type: ignore[misc]
-    """Feeds calibration windows one by one."""
-
-    def __init__(self, windows: Array) -> None:
-        self._windows: Iterator[Array] = iter(windows)
-
-    def get_next(self) -> dict[str, Array] | None:
-        """Return the next input, or None at the end."""
-        window = next(self._windows, None)
-        return None if window is None else {INPUT: window[None]}
 
 
 def _features(store: FeatureStore, count: int, *, offset: int) -> Array:
@@ -304,16 +246,3 @@ def _licence(data: str) -> str:
     if data.startswith(("ESC-50", "ESC-10")):
         return LICENCE
     return f"Apache-2.0 (weights); trained on {data}: whoever made those recordings may ask for more"
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep the exporters' chatter (progress prints, warnings about missing torchvision) off the terminal."""
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(before)
