@@ -5,12 +5,13 @@
 #   make test    the tests (editable install with training and development extras), JOBS at a time
 #   make check   linters, types, dependency rule
 #   make bench   latency and front end beside their peers (SOUNDMARK_YAMNET names YAMNet's .tflite file)
-#   make results every figure of the README: evaluations (SOUNDMARK_ESC50; the fp32 one needs RUN=, a run of `edge`
-#                with --test-fold 5), benchmarks, then the table
+#   make results figures of edge and tiny from models/ (SOUNDMARK_ESC50; with RUNS=DIR, where DIR/edge and DIR/tiny were
+#                made by `soundmark cv`, their fp32 ones, too), benchmarks, then all tables
 #   make clean   remove what these made
 
 PYTHON = python3
 JOBS = 2
+TIERS = edge tiny
 PYTEST_ARGS =
 TORCH = $(shell grep '^torch==' constraints.txt)
 
@@ -41,15 +42,16 @@ check: $(VENV)/.soundmark-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.soundmark-bench
-	$(BIN)/python benchmarks/latency.py
+	$(BIN)/python benchmarks/latency.py --model edge --model tiny
 	$(BIN)/python benchmarks/frontend.py
 
 results: $(VENV)/.soundmark-dev bench
-	$(BIN)/soundmark evaluate --folds 5 --out docs/results/edge-int8-fold5.json
-ifdef RUN
-	rm -rf build/edge-fp32
-	$(BIN)/soundmark export $(RUN) --quantize false --out build/edge-fp32
-	$(BIN)/soundmark evaluate --model build/edge-fp32 --folds 5 --out docs/results/edge-fp32-fold5.json
+	for tier in $(TIERS); do \
+	  $(BIN)/soundmark evaluate --cv models/$$tier --out docs/results/$$tier-5folds.json || exit 1; done
+ifdef RUNS
+	for tier in $(TIERS); do for fold in 1 2 3 4 5; do rm -rf build/$$tier-fp32/fold$$fold; \
+	  $(BIN)/soundmark export $(RUNS)/$$tier/fold$$fold/run --quantize false --out build/$$tier-fp32/fold$$fold || exit 1; \
+	  done; $(BIN)/soundmark evaluate --cv build/$$tier-fp32 --out docs/results/$$tier-fp32-5folds.json || exit 1; done
 endif
 	$(BIN)/python benchmarks/tables.py
 
