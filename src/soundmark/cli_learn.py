@@ -93,14 +93,14 @@ def train(
     aside = cli_options.held_out(test_fold, dataset.folds, default=last)
     if aside is not None:
         dataset.in_folds([aside])  # or it says which there are
-    elif smoke or merged.ensemble.members:
-        raise click.UsageError("--test-fold none is for one network, trained in full", context)
+    elif smoke:
+        raise click.UsageError("--test-fold none is for training in full", context)
     for text in (*dataset.stamps, *dataset.warnings, *(split.warnings if split else ())):
         render.print_note(text, aside=True)
     if merged.ensemble.members:
         if weights or chosen:
             raise click.UsageError("--weights and --train-folds are for one network", context)
-        _ensemble(merged, dataset, aside or 0, out, bundle_dir, split, smoke)
+        _ensemble(merged, dataset, aside, out, bundle_dir, split, smoke)
         return
     if smoke or out is None:
         _smoke(merged, dataset, aside or 0, out, weights)
@@ -156,7 +156,7 @@ def _smoke(preset: Preset, dataset: Dataset, test_fold: int, out: Path | None, w
 def _ensemble(
     preset: Preset,
     dataset: Dataset,
-    test_fold: int,
+    test_fold: int | None,
     out: Path | None,
     target: Path | None,
     split: Split | None,
@@ -165,21 +165,21 @@ def _ensemble(
     import tempfile
 
     from soundmark import render
-    from soundmark.learn.cv import n_epochs, train_ensemble
-    from soundmark.learn.teach import smoke as run_smoke
+    from soundmark.learn import teach
+    from soundmark.learn.cv import train_ensemble
 
     def on_note(text: str) -> None:
         render.print_note(text, aside=True)
 
     if smoke or out is None:
         with tempfile.TemporaryDirectory(prefix="soundmark-smoke-") as scratch:
-            for line in run_smoke(
-                preset, dataset, test_fold=test_fold, out=out or Path(scratch), on_note=on_note
+            for line in teach.smoke(
+                preset, dataset, test_fold=test_fold or 0, out=out or Path(scratch), on_note=on_note
             ):
                 render.print_note(line)
         return
     target = target or out / "ensemble"
-    with render.clip_progress("epochs", n_epochs(preset, dataset, (test_fold,))) as on_epoch:
+    with render.clip_progress("epochs", teach.n_epochs(preset, dataset, test_fold)) as on_epoch:
         made = train_ensemble(
             preset,
             dataset,

@@ -124,6 +124,35 @@ def test_the_command_trains_a_teacher_and_cross_validation_goes_on_from_there(
         cv.cross_validate(other, dataset, out=cross, folds=(2,))
 
 
+@pytest.mark.parametrize("fit", [True, False])
+def test_an_ensemble_may_learn_from_all_clips(
+    call: Callable[..., tuple[object, str, str]], teacher: Preset, data_root: Path, tmp_path: Path, fit: bool
+) -> None:
+    preset = with_fields(teacher, ensemble=with_fields(teacher.ensemble, fit=fit))
+    (tmp_path / "both.toml").write_text(to_toml(preset))
+    args = (
+        "train",
+        tmp_path / "both.toml",
+        "--data",
+        data_root,
+        "--test-fold",
+        "none",
+        "--out",
+        tmp_path / "t",
+    )
+    status, out, err = call(*args, "--export", tmp_path / "e")
+    assert (status, "2 members" in out) == (0, True), err
+    made = load_model(tmp_path / "e")
+    assert isinstance(made, Ensemble)
+    assert [model.training["train_folds"] for model in made.models] == [[1, 2, 3, 4, 5]] * 2
+    assert [model.training.get("test_fold") for model in made.models] == [None, None]
+    inner = sorted(path.name for path in (tmp_path / "t").glob("inner-*"))
+    assert inner == (["inner-1-2-5", "inner-2-3-4", "inner-3-4-5"] if fit else [])
+    if fit:  # on what each inner network had not heard: two folds of each
+        assert made.manifest.provenance["weights"]["clips"] == 3 * 2 * 20
+    assert call(*args, "--smoke")[0] == 2
+
+
 def test_what_is_no_teacher_is_said(teacher: Preset, dataset: Dataset, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="is an ensemble"):
         train(teacher, dataset, test_fold=5, out=tmp_path / "run")

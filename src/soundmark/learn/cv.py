@@ -193,7 +193,7 @@ def train_ensemble(
     preset: Preset,
     dataset: Dataset,
     *,
-    test_fold: int,
+    test_fold: int | None,
     out: Path,
     target: Path,
     split: Split | None = None,
@@ -201,7 +201,9 @@ def train_ensemble(
     on_clip: Callable[[int], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> Ensemble:
-    """Train the members of ``preset`` and inner runs for one fold below ``out`` and write the ensemble ``target``.
+    """Train the members of ``preset`` and inner runs below ``out`` and write the ensemble ``target``.
+
+    ``test_fold`` is kept aside; None learns from all.
 
     The same command goes on wherever it was ended.
 
@@ -210,7 +212,8 @@ def train_ensemble(
         SoundmarkError: see `teach`.
     """
     dataset = dataset.narrowed(preset.labels)
-    dataset.in_folds([test_fold])  # or it says which there are
+    if test_fold is not None:
+        dataset.in_folds([test_fold])  # or it says which there are
     with lock(out):
         settle(out / "cv.json", {**identity(preset, dataset, None), "test_fold": test_fold})
         made = teach(

@@ -27,7 +27,7 @@ class Training:
     Attributes:
         name: for notes and errors.
         preset: the whole configuration.
-        test_fold: the fold kept aside.
+        test_fold: the fold kept aside, None to learn from all.
         home: ``run`` and ``bundle`` are in it.
         train_folds: narrower choice of training folds; empty: all others.
         teachers: folders and weights of those it is distilled from; empty: it learns from the clips alone.
@@ -35,7 +35,7 @@ class Training:
 
     name: str
     preset: Preset
-    test_fold: int
+    test_fold: int | None
     home: Path
     train_folds: tuple[int, ...] = ()
     teachers: Given = ()

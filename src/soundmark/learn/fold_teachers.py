@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 
@@ -27,21 +28,16 @@ def with_teachers(trainings: Sequence[Training], given: Given) -> list[Training]
     Raises:
         BundleError: a folder has none for one of them; code ``model_not_found``.
     """
-    outer = [one.test_fold for one in trainings if not one.train_folds]
-    found = [(folder, weight, find_bundles(folder, outer) if outer else {}) for folder, weight in given]
+    outer = [one.test_fold for one in trainings if not one.train_folds and one.test_fold is not None]
+    found = [(folder, find_bundles(folder, outer) if outer else {}, weight) for folder, weight in given]
+
+    def its_own(one: Training, folder: Path, of_fold: dict[int, Path]) -> Path:
+        if one.train_folds or one.test_fold is None:
+            return find_named(folder, one.home.name, cause=_WITHOUT)
+        return of_fold[one.test_fold]
+
     return [
-        replace(
-            one,
-            teachers=tuple(
-                (
-                    find_named(folder, one.home.name, cause=_WITHOUT)
-                    if one.train_folds
-                    else of_fold[one.test_fold],
-                    weight,
-                )
-                for folder, weight, of_fold in found
-            ),
-        )
+        replace(one, teachers=tuple((its_own(one, folder, there), weight) for folder, there, weight in found))
         for one in trainings
     ]
 

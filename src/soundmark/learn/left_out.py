@@ -24,11 +24,10 @@ from soundmark.dataset import Dataset
 from soundmark.ensemble import load_model
 from soundmark.errors import ConfigError
 from soundmark.evaluate import refuse_stamped
-from soundmark.learn import pretrained
+from soundmark.learn import pretrained, teach
 from soundmark.learn.fold_bundle import Training, bring
 from soundmark.learn.fold_teachers import folds_of, names_of, prepare
 from soundmark.learn.run_folder import lock, settle
-from soundmark.learn.teach import identity, plan, teach
 from soundmark.learn.teachers import Given
 from soundmark.learn.workers import refuse_several_devices
 from soundmark.preset import Preset
@@ -102,7 +101,7 @@ def train_draws(
         settle(
             out / "unknowns.json",
             {
-                **identity(preset, dataset, weights, hashes),
+                **teach.identity(preset, dataset, weights, hashes),
                 "test_fold": test_fold,
                 "train_folds": list(train_folds or (fold for fold in dataset.folds if fold != test_fold)),
                 "left_out": config.left_out,
@@ -113,7 +112,7 @@ def train_draws(
         )
         if whole:
             for one, part in zip(trainings, parts, strict=True):
-                teach(
+                teach.teach(
                     preset,
                     part,
                     homes={test_fold: one.home},
@@ -163,8 +162,8 @@ def _of_draw(teachers: Given, one: Training) -> Given:
 
 def n_epochs(preset: Preset, dataset: Dataset, test_fold: int, config: UnknownsConfig) -> int:
     """Return how many epochs `train_draws` is going to report."""
-    one = plan(preset, dataset, {test_fold: Path()}, Path())[0] if preset.ensemble.members else []
-    return config.draws * (sum(each.preset.train.epochs for each in one) or preset.train.epochs)
+    whole = bool(preset.ensemble.members)
+    return config.draws * (teach.n_epochs(preset, dataset, test_fold) if whole else preset.train.epochs)
 
 
 def n_views(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from msgspec.structs import replace
@@ -36,6 +36,8 @@ from soundmark.splits import Split
 
 OnClip = Callable[[int], None] | None
 OnNote = Callable[[str], None] | None
+Fold = TypeVar("Fold", bound=int | None)
+"""The fold kept aside, None to learn from all."""
 
 
 def members_of(preset: Preset) -> list[list[Preset]]:
@@ -71,27 +73,40 @@ def identity(
 
 
 def plan(
-    preset: Preset, dataset: Dataset, homes: Mapping[int, Path], shared: Path, *, inner_too: bool = False
-) -> tuple[list[Training], dict[int, list[Path]]]:
+    preset: Preset,
+    dataset: Dataset,
+    homes: Mapping[Fold, Path],
+    shared: Path,
+    *,
+    inner_too: bool = False,
+) -> tuple[list[Training], dict[Fold, list[Path]]]:
     """Return the trainings that the folds of ``homes`` need, and fold -> homes of its inner trainings.
 
     There are inner ones where weights are fitted on them, and where they are wanted for themselves (``inner_too``).
     """
     trainings: list[Training] = []
-    inner: dict[int, list[Path]] = {fold: [] for fold in homes}
+    inner: dict[Fold, list[Path]] = {fold: [] for fold in homes}
     presets = {one.name: one for member in members_of(preset) for one in member}
     for fold, home in homes.items():
-        trainings += [Training(f"fold {fold}, {n}", one, fold, home / n) for n, one in presets.items()]
+        what = f"fold {fold}" if fold is not None else "all folds"
+        trainings += [Training(f"{what}, {n}", one, fold, home / n) for n, one in presets.items()]
     if inner_too or _fits(preset):
-        for run in inner_runs(dataset.folds, homes):
+        outer = [fold for fold in homes if fold is not None]
+        for run in inner_runs(dataset.folds, dataset.folds if None in homes else outer):
             home = shared / run.name
             trainings += [
                 Training(f"{run.name}, {n}", one, run.aside[0], home / n, run.train_folds)
                 for n, one in presets.items()
             ]
-            for fold in run.serves:
-                inner[fold].append(home)
+            for fold in homes:  # what learns from all folds is not judged on any, so all answers are for it
+                if fold is None or fold in run.serves:
+                    inner[fold].append(home)
     return trainings, inner
+
+
+def n_epochs(preset: Preset, dataset: Dataset, test_fold: int | None) -> int:
+    """Return how many epochs `teach` is going to report for one fold."""
+    return sum(one.preset.train.epochs for one in plan(preset, dataset, {test_fold: Path()}, Path())[0])
 
 
 def _fits(preset: Preset) -> bool:
@@ -104,8 +119,8 @@ def teach(
     preset: Preset,
     dataset: Dataset,
     *,
-    homes: Mapping[int, Path],
-    targets: Mapping[int, Path],
+    homes: Mapping[Fold, Path],
+    targets: Mapping[Fold, Path],
     shared: Path,
     inner_too: bool = False,
     split: Split | None = None,
@@ -113,13 +128,13 @@ def teach(
     on_epoch: Callable[[int], None] | None = None,
     on_clip: OnClip = None,
     on_note: OnNote = None,
-) -> dict[int, Ensemble]:
+) -> dict[Fold, Ensemble]:
     """Train what is missing and return the ensemble of each fold, also written.
 
     Args:
         preset: with ``ensemble.members``.
         dataset: clips of all folds.
-        homes: fold -> folder of its runs.
+        homes: fold -> folder of its runs; None learns from all folds.
         targets: fold -> folder of its ensemble.
         shared: folder of the inner runs, which folds share.
         inner_too: write an ensemble of each inner run, too: ``inner-3-4-5/bundle``, with equal weights, since nothing
@@ -145,7 +160,7 @@ def teach(
             if not _is_there(home / "bundle"):
                 parts = [load_model(path) for path in bundles(home)]
                 ensemble.write(home / "bundle", parts, name=preset.name, overwrite=True)
-    made: dict[int, Ensemble] = {}
+    made: dict[Fold, Ensemble] = {}
     for fold, target in targets.items():
         try:
             there = load_model(target)
