@@ -42,7 +42,7 @@ check: $(VENV)/.soundmark-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.soundmark-bench
-	$(BIN)/python benchmarks/latency.py --model edge --model tiny
+	$(BIN)/python benchmarks/latency.py --model models/edge/fold5 --model models/tiny/fold5
 	$(BIN)/python benchmarks/frontend.py
 
 results: $(VENV)/.soundmark-dev bench

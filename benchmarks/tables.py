@@ -222,7 +222,7 @@ def _tier(tier: str) -> dict[str, str]:
                     f"{what.replace('_', ' ')} {row['auroc']['mean']:.3f}" for what, row in means.items()
                 )
                 rows[f"AUROC of {score}, known against"] = seen
-    timed = next((row for row in read("latency.json")["rows"] if row["what"] == tier), None)
+    timed = next((row for row in read("latency.json")["rows"] if row["what"] == f"models/{tier}/fold5"), None)
     if timed:
         rows["5-s WAV to label, one thread, against YAMNet"] = (
             f"{timed['median_ms']:.1f} ms, **{timed['ratio_to_yamnet']:.3f}** of its time"
