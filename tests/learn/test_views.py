@@ -122,7 +122,7 @@ def test_the_plain_view_is_the_clip_within_half_a_step(dataset: Dataset, own_cac
 
 def test_the_scale_needs_no_data_and_other_features_are_refused() -> None:
     yamnet = Seen(load_preset("edge"))
-    assert yamnet.low == pytest.approx(np.log(1e-3))
+    assert yamnet.low == pytest.approx(np.log(1e-3), abs=1e-4)  # where YAMNet's own front end has it
     assert 3 < yamnet.low + 255 * yamnet.step < 6
     for front in (FrontendConfig(kind="mfcc"), FrontendConfig(scale="linear")):
         with pytest.raises(ConfigError, match="8 bits"):
