@@ -80,7 +80,7 @@ def unknowns(
         render.print_note(text, aside=True)
     totals = {"views": left_out.n_views(merged, dataset, test_fold, wanted, chosen)} if teachers else {}
     totals["epochs"] = left_out.n_epochs(merged, dataset, test_fold, wanted)
-    totals["clips"] = n_clips(dataset, test_fold, wanted)
+    totals["clips"] = n_clips(dataset, test_fold, wanted, chosen)
     with render.several_progress(totals) as on:
         left_out.train_draws(
             merged,

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from soundmark import bundle, ensemble_manifest, fitting, storage, unknowns
+from soundmark import bundle, density, ensemble_manifest, fitting, storage, unknowns
 from soundmark.classifier import Classifier
 from soundmark.config import DecisionConfig, UnknownScore
 from soundmark.cross_validation import refuse_mixed
@@ -26,7 +26,7 @@ from soundmark.errors import ConfigError, DatasetError
 from soundmark.evaluate import stamps
 from soundmark.fitting import short
 from soundmark.model import Model
-from soundmark.postprocess import Failure
+from soundmark.postprocess import Failure, pool_logits
 
 OnClip = Callable[[int], None] | None
 
@@ -95,10 +95,13 @@ def hear(
     known = [text for text in stamps(inner, dataset, (*outer, *held)) if not text.startswith("LEAKY")]
     if known:
         raise _leak(f"{inner.path}: {'; '.join(known)}")
-    part = dataset.narrowed(inner.labels).in_folds(held)
+    return _heard(inner, dataset.narrowed(inner.labels).in_folds(held), on_clip)
+
+
+def _heard(model: Model, part: Dataset, on_clip: OnClip) -> Held:
     logits: dict[str, npt.NDArray[np.float32]] = {}
     for clip, row in zip(
-        part.clips, inner.classify_many([clip.path for clip in part.clips], top_k=1), strict=True
+        part.clips, model.classify_many([clip.path for clip in part.clips], top_k=1), strict=True
     ):
         if not isinstance(row, Failure) and "silent" not in row.flags:
             logits[clip.name] = row.logits
@@ -109,7 +112,43 @@ def hear(
         for clip, target in zip(part.clips, part.targets, strict=True)
         if clip.name in logits
     }
-    return Held(held, part.digest(), logits, targets)
+    return Held(part.folds, part.digest(), logits, targets)
+
+
+def with_density(model: Model, dataset: Dataset, *, on_clip: OnClip = None) -> DecisionConfig:
+    """Return the decision of ``model`` with the Gaussians of `soundmark.density`, and no threshold.
+
+    They are fitted on what it says about the clips that it was trained on. Those are louder answers than it gives to
+    others, but there are enough of them: of 8 clips a label of one inner fold, the variances are guesses.
+
+    Args:
+        model: any bundle or ensemble that says which folds it was trained on.
+        dataset: with those folds.
+        on_clip: called with 1 per clip.
+
+    Raises:
+        DatasetError: the folds are not there, or hold other clips; code ``bad_dataset``.
+        ConfigError: a label has fewer than two clips that can be used.
+    """
+    part = dataset.narrowed(model.labels).in_folds(training_folds(model))
+    if model.training.get("data_digest", part.digest()) != part.digest():
+        raise DatasetError(
+            f"{model.path} was trained on other clips than folds {', '.join(map(str, part.folds))} of {dataset.name}",
+            wanted="the data that it was trained on: the score density compares with it",
+            code="bad_dataset",
+        )
+    heard = _heard(model, part, on_clip)
+    pooled = [pool_logits(one, model.decision.pooling) for one in heard.logits.values()]
+    gaussians = density.fit(pooled, _targets([list(heard.targets.values())]))
+    return replace(
+        model.decision, unknown_score="density", gaussians=gaussians, threshold=0.0, label_thresholds={}
+    )
+
+
+def training_folds(model: Model) -> tuple[int, ...]:
+    """Return the folds that a model was trained on, () where it does not say."""
+    folds = model.training.get("train_folds")
+    return tuple(folds) if isinstance(folds, list) else ()
 
 
 def calibrate(
@@ -124,7 +163,8 @@ def calibrate(
 ) -> dict[str, Any]:
     """Fit the temperature of a bundle or ensemble on inner answers, write it there, and return what was fitted.
 
-    With ``keep`` also the threshold below which a recording is unknown, after the temperature, on the same answers.
+    With ``keep`` also the threshold below which a recording is unknown, after the temperature, on the same answers; for
+    the score density first its Gaussians, see `with_density`.
 
     Args:
         model: directory of the bundle or ensemble; it gets a new digest.
@@ -156,9 +196,12 @@ def calibrate(
         **_figures("before", fitting.of_clips(logits, 1.0, pooling), targets),
         **_figures("after", fitting.of_clips(logits, temperature, pooling), targets),
     }
-    decision = replace(judged.decision, temperature=temperature)
+    decision, score = judged.decision, score or judged.decision.unknown_score
+    if keep is not None and score == "density":
+        decision = with_density(judged, dataset, on_clip=on_clip)
+    decision = replace(decision, temperature=temperature)
     if keep is not None:
-        decision = _with_threshold(decision, logits, keep, score or decision.unknown_score)
+        decision = _with_threshold(decision, logits, keep, score)
         known = unknowns.scores_of(logits, decision, decision.unknown_score)
         record |= {
             "unknown_score": decision.unknown_score,

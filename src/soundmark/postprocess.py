@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from soundmark.config import DecisionConfig
+from soundmark.density import density
 from soundmark.errors import ConfigError, SoundmarkError
 
 Array = npt.NDArray[np.float32]
@@ -142,6 +143,12 @@ def pool(scores: npt.NDArray[np.float64], pooling: str) -> npt.NDArray[np.float6
     return best / best.sum()  # type: ignore[no-any-return]
 
 
+def pool_logits(logits: npt.ArrayLike, pooling: str) -> npt.NDArray[np.float64]:
+    """Return one row ``(n_labels,)``, mean or maximum of window logits: pooled scores would have no level left."""
+    x = np.asarray(logits, dtype=np.float64)
+    return x.mean(axis=0) if pooling == "mean" else x.max(axis=0)  # type: ignore[no-any-return]
+
+
 def log_scores(logits: npt.ArrayLike, temperature: float, pooling: str) -> npt.NDArray[np.float64]:
     """Return the logarithm of pooled scores ``(..., n_labels)`` from window logits ``(..., n_windows, n_labels)``.
 
@@ -162,13 +169,15 @@ def unknown_score(logits: npt.ArrayLike, decision: DecisionConfig) -> float:
 
     ``probability``: the best pooled score, 0 to 1 (Hendrycks & Gimpel, ICLR 2017). ``max-logit``: the largest logit
     (Hendrycks et al., ICML 2022). ``energy``: ``T log(sum(exp(logits / T)))``, the negative energy of Liu et al.,
-    NeurIPS 2020, equation 4, at the temperature of the decision. The softmax forgets the level of the logits, which
-    these two keep; several windows are pooled as logits, by mean or maximum, since pooled scores have no level left.
+    NeurIPS 2020, equation 4, at the temperature of the decision. ``density``: see `soundmark.density`. The softmax
+    forgets the level of the logits, which these three keep; several windows are pooled as logits.
     """
     x = np.asarray(logits, dtype=np.float64)
     if decision.unknown_score == "probability":
         return float(pool(softmax(x, decision.temperature), decision.pooling).max())
-    x = x.mean(axis=0) if decision.pooling == "mean" else x.max(axis=0)
+    x = pool_logits(x, decision.pooling)
+    if decision.unknown_score == "density":
+        return density(x, decision.gaussians)
     if decision.unknown_score == "max-logit":
         return float(x.max())
     return float(decision.temperature * _log_sum(x / decision.temperature, axis=-1))

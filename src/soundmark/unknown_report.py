@@ -20,12 +20,13 @@ import onnxruntime
 
 import soundmark
 from soundmark import unknowns
-from soundmark.config import UnknownsConfig
+from soundmark.config import DecisionConfig, UnknownsConfig
 from soundmark.cross_validation import refuse_if_seen
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import BundleError, ConfigError, DatasetError
 from soundmark.evaluate import Answer, answered, bootstrap_interval, missed, stamps
 from soundmark.foreign import FOREIGN_KINDS, FOREIGN_VERSION, foreign_clips
+from soundmark.inner_answers import with_density
 from soundmark.model import Model
 from soundmark.postprocess import Failure, Prediction
 
@@ -49,9 +50,12 @@ def known_labels(labels: Sequence[str], config: UnknownsConfig, number: int) -> 
     return tuple(label for place, label in enumerate(labels) if place not in out)
 
 
-def n_clips(dataset: Dataset, test_fold: int, config: UnknownsConfig) -> int:
-    """Return how many clips `unknown_report` is going to count."""
-    return config.draws * (len(dataset.in_folds([test_fold]).clips) + len(FOREIGN_KINDS) * config.made)
+def n_clips(dataset: Dataset, test_fold: int, config: UnknownsConfig, train_folds: Sequence[int] = ()) -> int:
+    """Return how many clips `unknown_report` is going to count, of draws trained on ``train_folds`` (all others)."""
+    learnt = dataset.in_folds(train_folds or {*dataset.folds} - {test_fold})
+    known = [known_labels(dataset.labels, config, number) for number in range(1, config.draws + 1)]
+    scored = len(dataset.in_folds([test_fold]).clips) + len(FOREIGN_KINDS) * config.made
+    return sum(len(learnt.narrowed(labels).clips) + scored for labels in known)
 
 
 def unknown_report(
@@ -89,7 +93,10 @@ def unknown_report(
             )
         refuse_if_seen(model, dataset, test_fold)
         found += stamps(model, dataset, (test_fold,))
-    draws = [_of_fold(number, model, test_set, on_clip) for number, model in enumerate(models, 1)]
+    draws = [
+        _of_fold(_Draw(number, model, with_density(model, dataset, on_clip=on_clip)), test_set, on_clip)
+        for number, model in enumerate(models, 1)
+    ]
     for made in foreign_clips(each=config.made, seed=config.seed):
         for draw in draws:  # made once for all of them
             draw.hear(made.label, made.name, made.name, draw.model.classify((made.samples, made.sample_rate)))
@@ -128,7 +135,8 @@ class _Draw:
 
     number: int
     model: Model
-    left_out: list[str]
+    decision: DecisionConfig  # of the model, with what every score needs
+    left_out: list[str] = field(default_factory=list)  # labels of the data that it does not know
     judged: list[Answer] = field(default_factory=list)  # of known clips, those without an answer included
     failed: int = 0
     silent: int = 0
@@ -149,7 +157,6 @@ class _Draw:
         Raises:
             DatasetError: no clip of a known label can be used.
         """
-        decision, training = self.model.decision, self.model.training
         sides = {
             what: unknowns.Heard([one[3] for one in rows], [one[1] for one in rows])
             for what, rows in self.heard.items()
@@ -165,13 +172,13 @@ class _Draw:
             "model": self.model.name,
             "model_digest": self.model.digest,
             "model_bytes": self.model.n_bytes,
-            "temperature": decision.temperature,
-            "training": training,
+            "temperature": self.decision.temperature,
+            "training": self.model.training,
             "accuracy": round(float(np.mean([answer.right for answer in self.judged])), 6),
             "accuracy_interval_95": bootstrap_interval(self.judged),
             "failed": self.failed,
             "silent": self.silent,
-            "scores": unknowns.figures(known, sides, decision),
+            "scores": unknowns.figures(known, sides, self.decision),
             "clips": [row for what, rows in self.heard.items() for row in self._rows(what, rows)],
         }
 
@@ -179,7 +186,7 @@ class _Draw:
         self, what: str, rows: Sequence[tuple[str, str, str, npt.NDArray[np.float32]]]
     ) -> Iterable[dict[str, Any]]:
         logits = [one[3] for one in rows]
-        of_kind = {kind: unknowns.scores_of(logits, self.model.decision, kind) for kind in unknowns.SCORES}
+        of_kind = {kind: unknowns.scores_of(logits, self.decision, kind) for kind in unknowns.SCORES}
         for place, (name, _, heard, _) in enumerate(rows):
             scores: dict[str, float] = {
                 kind: round(float(values[place]), 6) for kind, values in of_kind.items()
@@ -187,9 +194,9 @@ class _Draw:
             yield {"name": name, "is": what, "heard": heard, **scores}
 
 
-def _of_fold(number: int, model: Model, test_set: Dataset, on_clip: OnClip) -> _Draw:
-    draw = _Draw(number, model, [label for label in test_set.labels if label not in model.labels])
-    rows = model.classify_many([clip.path for clip in test_set.clips], top_k=1)
+def _of_fold(draw: _Draw, test_set: Dataset, on_clip: OnClip) -> _Draw:
+    draw.left_out = [label for label in test_set.labels if label not in draw.model.labels]
+    rows = draw.model.classify_many([clip.path for clip in test_set.clips], top_k=1)
     for clip, row in zip(test_set.clips, rows, strict=True):
         _keep(draw, clip, row)
         if on_clip:

@@ -46,8 +46,16 @@ def scores_of(
 
 
 def replaced(decision: DecisionConfig, kind: UnknownScore, threshold: float = 0.0) -> DecisionConfig:
-    """Return ``decision`` with that score and ``threshold``; thresholds of single labels go, they were for another."""
-    return replace(decision, unknown_score=kind, threshold=threshold, label_thresholds={})
+    """Return ``decision`` with that score and ``threshold``; what was for another score goes."""
+    gaussians = decision.gaussians if kind == "density" else ""
+    return replace(
+        decision, unknown_score=kind, threshold=threshold, label_thresholds={}, gaussians=gaussians
+    )
+
+
+def kinds(decision: DecisionConfig) -> tuple[UnknownScore, ...]:
+    """Return the scores that a model with that decision has: density only where something was fitted for it."""
+    return SCORES if decision.gaussians else tuple(kind for kind in SCORES if kind != "density")
 
 
 def auroc(known: npt.ArrayLike, unknown: npt.ArrayLike) -> float:
@@ -125,7 +133,7 @@ def figures(
         decision: temperature and pooling of the model.
     """
     found: dict[str, dict[str, dict[str, Any]]] = {}
-    for kind in SCORES:
+    for kind in kinds(decision):
         mine = scores_of(known.logits, decision, kind)
         found[kind] = {}
         for name, other in against.items():

@@ -229,7 +229,7 @@ def test_clips_that_say_nothing_are_counted_and_have_no_score(
     assert len(rows) == 10
     right = sum(clip.label == row["heard"] for row in rows for clip in own.clips if clip.name == row["name"])
     assert draw["accuracy"] == pytest.approx(right / 12, abs=1e-6)  # both count as wrong
-    assert sum(counted) == n_clips(own, 5, config) == 20 + 3
+    assert sum(counted) == n_clips(own, 5, config, [1, 2]) == 24 + 20 + 3
 
 
 def test_what_cannot_be_left_out_is_said(preset: Preset, dataset: Dataset, tmp_path: Path) -> None:
