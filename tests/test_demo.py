@@ -8,8 +8,9 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from soundmark.demo import FADE_S, PEAK, DemoClip, demo_clips
+from soundmark.demo import demo_clips
 from soundmark.errors import ConfigError
+from soundmark.scene import FADE_S, PEAK, DemoClip
 
 _NAMES = (
     "airplane breathing brushing_teeth can_opening car_horn cat chainsaw chirping_birds church_bells "

@@ -8,7 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from soundmark import demo
+from soundmark import demo, scene
 from soundmark.errors import ConfigError
 from soundmark.foreign import FOREIGN_KINDS, SOFTEST_DB, foreign_clips
 
@@ -39,7 +39,7 @@ def test_clips_are_usable_recordings_of_many_levels() -> None:
     for clip in foreign_clips(each=8, sample_rate=RATE, seconds=1.0):
         assert (clip.samples.dtype, clip.samples.shape) == (np.float32, (RATE,))
         assert np.isfinite(clip.samples).all()
-        peaks.append(20 * np.log10(np.abs(clip.samples).max() / demo.PEAK))
+        peaks.append(20 * np.log10(np.abs(clip.samples).max() / scene.PEAK))
     assert min(peaks) >= SOFTEST_DB - 1e-3
     assert max(peaks) <= 1e-3
     assert np.ptp(peaks) > 12

@@ -22,7 +22,8 @@ from soundmark.ensemble import load_model
 from soundmark.errors import BundleError, ConfigError, DatasetError
 from soundmark.frontend import Frontend
 from soundmark.golden import golden
-from soundmark.inner_answers import calibrate, hear, outer_folds, weigh
+from soundmark.held_answers import hear, outer_folds
+from soundmark.inner_answers import calibrate, weigh
 from soundmark.postprocess import softmax
 from soundmark.runtime import Runtime
 from test_evaluate import make_data

@@ -26,7 +26,7 @@ from soundmark.postprocess import Failure, Prediction
 from soundmark.scan import Found, scan
 
 if TYPE_CHECKING:
-    from soundmark.demo import DemoClip
+    from soundmark.scene import DemoClip
 
 Row = Prediction | Failure
 STDIN = "-"

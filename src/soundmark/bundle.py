@@ -57,9 +57,7 @@ class Golden(Config, frozen=True, kw_only=True):
 
     features: tuple[float, ...]  # GOLDEN_FEATURES values at `golden_indices` of the flat features
     logits: tuple[float, ...]  # one per label
-    tolerance: NonNegativeFloat = (
-        0.05  # largest accepted difference of a softmax score; the top label must agree
-    )
+    tolerance: NonNegativeFloat = 0.05  # largest accepted difference of a score; the top label must agree
 
 
 class Manifest(Config, frozen=True, kw_only=True):

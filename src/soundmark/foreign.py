@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import numpy.typing as npt
 
-from soundmark.demo import DemoClip, Scene, check, finished
 from soundmark.errors import ConfigError
+from soundmark.scene import DemoClip, Scene, check, finished
 
 FOREIGN_VERSION = 1
 """Raised when the same arguments give other samples."""

@@ -33,7 +33,7 @@ from soundmark.batch import visible
 from soundmark.postprocess import LabelScore, Prediction
 
 if TYPE_CHECKING:
-    from soundmark.demo import DemoClip
+    from soundmark.scene import DemoClip
 
 OnClip = Callable[..., None]  # (how many more, the new total where it was not known before)
 GAP, INDENT = "  ", "    "

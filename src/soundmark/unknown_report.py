@@ -26,7 +26,7 @@ from soundmark.dataset import Clip, Dataset
 from soundmark.errors import BundleError, ConfigError, DatasetError
 from soundmark.evaluate import Answer, answered, bootstrap_interval, missed, stamps
 from soundmark.foreign import FOREIGN_KINDS, FOREIGN_VERSION, foreign_clips
-from soundmark.inner_answers import with_density
+from soundmark.held_answers import with_density
 from soundmark.model import Model
 from soundmark.postprocess import Failure, Prediction
 

@@ -18,9 +18,8 @@ PACKAGE = ROOT / "src" / "soundmark"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 350
 LONGER = {
-    "audio.py": 480,
+    "audio.py": 400,
     "containers.py": 520,
-    "demo.py": 400,
 }
 """Files that are over the limit today, and how long they may be: shorten, never raise."""
 

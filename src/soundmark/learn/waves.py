@@ -13,8 +13,8 @@ import numpy.typing as npt
 import soxr
 import torch
 
-from soundmark.audio import SILENT_PEAK
 from soundmark.config import WaveConfig
+from soundmark.quality import SILENT_PEAK
 
 Array = npt.NDArray[np.float32]
 
