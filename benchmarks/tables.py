@@ -34,7 +34,9 @@ TIERS = ("edge", "tiny")
 """Models whose five bundles are in models/."""
 LOOKED_AT = ("1", "2")
 """Outer folds on which settings of a tier were compared, in part after looking at their scores (decision 10)."""
-SELECTED = {"edge-5folds.json": "last epoch; masks decided by inner runs, but after a look at folds 1 and 2 (decision 10)"}
+SELECTED = {
+    "edge-5folds.json": "last epoch; masks decided by inner runs, but after a look at folds 1 and 2 (decision 10)"
+}
 """What has to be said of a figure instead of "nothing chosen on the test fold"."""
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
