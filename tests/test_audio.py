@@ -138,7 +138,7 @@ def test_a_large_file_is_read_through_its_descriptor_alike(
     path = tmp_path / "a.ogg"
     path.write_bytes(encode(noise(50_000), 16_000, "OGG", None))
     wanted = load(path, sample_rate=16_000)
-    monkeypatch.setattr("soundmark.containers.IN_MEMORY_BYTES", 100)
+    monkeypatch.setattr("soundmark.inputs.IN_MEMORY_BYTES", 100)
     np.testing.assert_array_equal(load(path, sample_rate=16_000).samples, wanted.samples)
     np.testing.assert_array_equal(load(Pipe(path.read_bytes()), sample_rate=16_000).samples, wanted.samples)
 
@@ -300,7 +300,7 @@ def test_a_file_object_that_fails_is_an_io_error() -> None:
 
 
 def test_a_file_cut_while_it_is_read_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("soundmark.containers.IN_MEMORY_BYTES", 0)
+    monkeypatch.setattr("soundmark.inputs.IN_MEMORY_BYTES", 0)
     path = tmp_path / "a.wav"
     path.write_bytes(encode(noise(4 * BLOCK_FRAMES), 16_000))
     with Reader(path, sample_rate=16_000) as reader:

@@ -23,8 +23,9 @@ import soundfile
 import soxr
 
 from soundmark.config import AudioLimits
-from soundmark.containers import ACCEPTED, AUDIO_SUFFIXES, SUFFIXES, Input, inspect, open_input
+from soundmark.containers import AUDIO_SUFFIXES, SUFFIXES, inspect
 from soundmark.errors import AudioError, ConfigError
+from soundmark.inputs import ACCEPTED, Input, open_input
 from soundmark.quality import COARSE, Quality
 
 Samples: TypeAlias = npt.NDArray[np.float32]

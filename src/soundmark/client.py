@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 import numpy as np
 import soundfile
 
-from soundmark.containers import open_input
 from soundmark.errors import (
     AUDIO_CODES,
     AudioError,
@@ -27,6 +26,7 @@ from soundmark.errors import (
     ServerError,
     SoundmarkError,
 )
+from soundmark.inputs import open_input
 from soundmark.postprocess import Failure, LabelScore, Prediction, source_name
 from soundmark.scan import Found
 

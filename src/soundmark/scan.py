@@ -9,8 +9,9 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from soundmark.containers import AUDIO_SUFFIXES, path_error
+from soundmark.containers import AUDIO_SUFFIXES
 from soundmark.errors import AudioError
+from soundmark.inputs import path_error
 
 
 @dataclass(frozen=True, slots=True)

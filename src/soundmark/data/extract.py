@@ -27,12 +27,13 @@ import tomli_w
 
 from soundmark import audio, storage
 from soundmark.config import AudioLimits, FrontendConfig, to_dict
-from soundmark.containers import AUDIO_SUFFIXES, path_error
+from soundmark.containers import AUDIO_SUFFIXES
 from soundmark.data.held_folder import held, pool, refuse_overlap
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import AudioError, ConfigError, DatasetError
 from soundmark.feature_files import ABOUT, CLIPS, INDEX, LABELS, SUFFIX, all_file, clip_bytes, read_clip
 from soundmark.frontend import Frontend
+from soundmark.inputs import path_error
 
 WHOLE = 0.99
 """Share of the clips that the rows of the array of all clips hold whole, where no length is asked for."""

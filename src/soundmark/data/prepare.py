@@ -28,11 +28,11 @@ import tomli_w
 
 from soundmark import __version__, storage
 from soundmark.config import AudioLimits, PrepareConfig, to_dict
-from soundmark.containers import path_error
 from soundmark.data.held_folder import held, pool, refuse_overlap
 from soundmark.data.prepared_clip import Row, prepared
 from soundmark.dataset import Clip, Dataset
 from soundmark.errors import AudioError, DatasetError
+from soundmark.inputs import path_error
 from soundmark.sources import INDEX, write_index
 
 PREPARE_VERSION = 1

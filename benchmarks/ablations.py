@@ -1,0 +1,135 @@
+"""What each ingredient of edge and tiny is worth: one student per change, taught and scored on an inner split.
+
+Students and their teacher learn from folds 3, 4 and 5 alone and are scored, as int8 bundles, on folds 1 and 2. TEACHERS
+is a folder of `soundmark cv frozen-pair --inner`. Each student takes minutes; the same command goes on where it ended.
+
+    python benchmarks/ablations.py edge --teachers TEACHERS [--data ESC50] [--only NAME] [--set train.precision=...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import timing
+
+ROOT = Path(__file__).resolve().parents[1]
+TAUGHT_ON, SCORED_ON = "3,4,5", "1,2"
+NO_MASKS = ["augment.time_masks=0", "augment.freq_masks=0"]
+MASKS = [
+    "augment.time_masks=2",
+    "augment.freq_masks=2",
+    "augment.time_mask_frames=30",
+    "augment.freq_mask_rows=8",
+]
+YAMNET_BANDS = [
+    *(
+        "frontend.sample_rate=16000",
+        "frontend.n_fft=512",
+        "frontend.win_length=400",
+        "frontend.hop_length=320",
+    ),
+    *("frontend.n_mels=64", "frontend.fmax=7500", "frontend.offset=1e-3", "frontend.mean=0"),
+]
+CHANGES: dict[str, dict[str, list[str] | None]] = {
+    "edge": {
+        "as it is": [],
+        "fp32 instead of int8": None,
+        "no masks over time and bands": NO_MASKS,
+        "no embeddings of the teacher": ["distill.embedding=0"],
+        "one view of a clip instead of six": ["distill.views=1"],
+        "bands up to 7.5 kHz (YAMNet's own 64, 16 kHz)": YAMNET_BANDS,
+        "random start": ["network.pretrained="],
+        "labels alone, no teacher": [],
+    },
+    "tiny": {
+        "as it is": [],
+        "fp32 instead of int8": None,
+        "with masks over time and bands": MASKS,
+        "half the learning rate": ["train.lr=2e-3"],
+        "no embeddings of the teacher": ["distill.embedding=0"],
+        "one view of a clip instead of six": ["distill.views=1"],
+        "random start": ["network.pretrained="],
+        "labels alone, no teacher": [],
+    },
+}
+"""Preset -> what is changed -> overrides; None is another export of the first row."""
+ALONE = "labels alone, no teacher"
+
+
+def run(*words: object) -> None:
+    """Run a command of soundmark, or end with its status."""
+    command = [str(Path(sys.executable).with_name("soundmark")), *map(str, words)]
+    print(shlex.join(command[1:]), flush=True)
+    if status := subprocess.run(command, check=False).returncode:
+        raise SystemExit(status)
+
+
+def row(name: str, args: argparse.Namespace) -> dict[str, Any]:
+    """Train, export and score the student of one change; what is there already is kept."""
+    changes = CHANGES[args.preset][name]
+    home = args.runs / args.preset / name.split(",")[0].replace(" ", "-").replace("'", "").replace("(", "")
+    student = home if changes is not None else args.runs / args.preset / "as-it-is"
+    data = ["--data", args.data] if args.data else []
+    overrides = [word for value in [*(changes or []), *args.set] for word in ("--set", value)]
+    report = home / "report.json"
+    if not report.exists():
+        if changes is None:
+            run("export", student / "run", "--quantize", "false", "--out", home / "bundle")
+        else:
+            teacher = [] if name == ALONE else ["--teacher", args.teachers / "inner-3-4-5" / "bundle"]
+            verb = "train" if name == ALONE else "distill"
+            resume = ["--resume"] if (home / "run").exists() else []
+            folds = ["--test-fold", 1, "--train-folds", TAUGHT_ON]
+            where = ["--out", home / "run", "--export", home / "bundle"]
+            run(verb, args.preset, *teacher, *data, *folds, *overrides, *where, *resume)
+        run("evaluate", "--model", home / "bundle", *data, "--folds", SCORED_ON, "--out", report)
+    found = json.loads(report.read_text())
+    epochs = [json.loads(line) for line in (student / "run" / "history.jsonl").read_text().splitlines()]
+    figures = found["figures"]
+    return {
+        "change": name,
+        "set": changes,
+        "accuracy": figures["accuracy"],
+        "accuracy_interval_95": figures["accuracy_interval_95"],
+        "per_fold": figures["per_fold"],
+        "epochs": len(epochs),
+        "training_s": round(sum(epoch["seconds"] for epoch in epochs)),
+        "model_bytes": found["model_bytes"],
+        "model_digest": found["model_digest"],
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("preset", choices=CHANGES)
+    parser.add_argument("--teachers", type=Path, required=True, help="folder of `cv frozen-pair --inner`")
+    parser.add_argument("--data", help="ESC-50; default: $SOUNDMARK_ESC50")
+    parser.add_argument("--runs", type=Path, default=ROOT / "build" / "ablations")
+    parser.add_argument("--only", action="append", help="one change of them; again for more")
+    parser.add_argument("--set", action="append", default=[], help="override of every student")
+    args = parser.parse_args()
+    names = args.only or list(CHANGES[args.preset])
+    rows = [row(name, args) for name in names]
+    for one in rows:
+        print(f"{one['change']:<50}{one['accuracy']:>8.2%}{one['training_s'] / 60:>8.0f} min")
+    if not args.only:
+        report = {
+            "preset": args.preset,
+            "command": f"python benchmarks/ablations.py {args.preset} --teachers TEACHERS "
+            + " ".join(f"--set {value}" for value in args.set),
+            "taught_on": TAUGHT_ON,
+            "scored_on": SCORED_ON,
+            "machine": timing.machine(),
+            "rows": rows,
+        }
+        timing.write(ROOT / "docs" / "ablations" / f"{args.preset}.json", report)
+
+
+if __name__ == "__main__":
+    main()
