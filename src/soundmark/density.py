@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import binascii
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
@@ -46,8 +47,9 @@ def fit(logits: npt.ArrayLike, targets: npt.ArrayLike) -> str:
     return base64.b64encode(np.stack([means, spread]).astype("<f2").tobytes()).decode("ascii")
 
 
+@lru_cache(maxsize=16)
 def read(gaussians: str, n_labels: int) -> tuple[Matrix, Matrix]:
-    """Return means and logarithms of variances, each ``(n_labels, n_labels)``: label, logit.
+    """Return means and logarithms of variances, each ``(n_labels, n_labels)``, read-only: label, logit.
 
     Raises:
         ValueError: not what `fit` gives for that many labels.
@@ -59,6 +61,8 @@ def read(gaussians: str, n_labels: int) -> tuple[Matrix, Matrix]:
         raise ValueError(f"`gaussians` are not 2 x {n_labels} x {n_labels} float16 in base64") from None
     if not np.isfinite(numbers).all():
         raise ValueError("`gaussians` hold numbers that are not finite")
+    means.setflags(write=False)
+    spread.setflags(write=False)
     return means, spread
 
 

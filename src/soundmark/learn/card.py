@@ -42,8 +42,8 @@ Recognises {len(manifest.labels)} environmental sounds in windows of {manifest.w
 
 ## Limits
 
-It knows {len(manifest.labels)} sounds and gives every recording the nearest of them; sounds from outside that list are
-not rejected unless a threshold is set. Trained on field recordings of 5 s from one collection: expect less on
+It knows {len(manifest.labels)} sounds and gives every recording the nearest of them; what is not on that list is called
+unknown only where `soundmark info` shows a threshold, and then not always. Trained on field recordings of 5 s from one collection: expect less on
 other microphones, rooms and mixtures. Not for decisions about people's safety on its own.
 
 ## Licence
