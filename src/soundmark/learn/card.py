@@ -43,8 +43,9 @@ Recognises {len(manifest.labels)} environmental sounds in windows of {manifest.w
 ## Limits
 
 It knows {len(manifest.labels)} sounds and gives every recording the nearest of them; what is not on that list is called
-unknown only where `soundmark info` shows a threshold, and then not always. Trained on field recordings of 5 s from one collection: expect less on
-other microphones, rooms and mixtures. Not for decisions about people's safety on its own.
+unknown only where `soundmark info` shows a threshold, and then not always. Trained on field recordings of 5 s
+from one collection: expect less on other microphones, rooms and mixtures. Not for decisions about people's
+safety on its own.
 
 ## Licence
 
@@ -63,8 +64,8 @@ def _accuracy(manifest: Manifest, aside: int | None) -> str:
         low, high = folds["accuracy_interval_95"]
         return (
             f"Made the same way without each of {len(folds['folds'])} folds in turn, and scored on that fold, its "
-            f"like name\n**{folds['accuracy']:.2%}** of {folds['n_clips']} clips (95 %: {low:.1%} to {high:.1%}; "
-            f"int8, nothing chosen on the fold; report\n`{folds['report']}`). This one has learnt from all of them, "
+            f"like has named\n**{folds['accuracy']:.2%}** of {folds['n_clips']} clips (95 %: {low:.1%} to {high:.1%}; "
+            f"int8; report\n`{folds['report']}`). This one has learnt from all of them, "
             "so nothing that it says about them is a figure."
         )
     run = (
