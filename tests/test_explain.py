@@ -122,7 +122,9 @@ def test_the_shipped_model_can_be_explained(name: str | None, rng: np.random.Gen
     explainer = Explainer(loaded)
     samples = (0.1 * rng.standard_normal(loaded.window_samples)).astype(np.float32)
     features = loaded.features((samples, loaded.sample_rate))[0]
-    assert {*explainer.feature_maps(features, ["layers.16.conv"])} <= {layer.name for layer in explainer.layers}
+    assert {*explainer.feature_maps(features, ["layers.16.conv"])} <= {
+        layer.name for layer in explainer.layers
+    }
     found = explainer.class_activation(features)
     assert np.isfinite(found.shares).all()
     assert Path(loaded.bundle.path).is_dir()

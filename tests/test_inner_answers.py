@@ -121,7 +121,7 @@ def test_the_temperature_follows_the_sharpness_and_is_written_down(made: Made, d
     assert record["nll_after"] == pytest.approx(at[1], rel=1e-3)
 
 
-@pytest.mark.parametrize("score", ["density", "energy", "max-logit", "probability"])
+@pytest.mark.parametrize("score", ["pattern", "energy", "max-logit", "probability"])
 def test_a_threshold_keeps_the_share_of_inner_answers(made: Made, data: Dataset, score: Any) -> None:
     outer, inner = made(1, [2, 3, 4, 5], 3.0), made(1, [4, 5], 3.0)
     record = calibrate(outer, [inner], data, keep=0.75, score=score)
@@ -131,7 +131,7 @@ def test_a_threshold_keeps_the_share_of_inner_answers(made: Made, data: Dataset,
     clips = data.in_folds([2, 3]).clips
     kept = [not row.unknown for row in load_model(outer).classify_many([clip.path for clip in clips])]
     assert np.mean(kept) == record["kept"] == 0.75  # inner and outer are the same network here
-    assert bool(decision.gaussians) == (score == "density")
+    assert bool(decision.patterns) == (score == "pattern")
     assert load_model(outer).trainings[1]["threshold"] == decision.threshold
     before = (outer / "bundle.json").read_bytes()
     with pytest.raises(ConfigError, match="keep"):  # another temperature would move what was fitted

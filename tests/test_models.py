@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from soundmark.bundle import read
+from soundmark.bundle import find, read
 from soundmark.cross_validation import find_bundles
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -30,3 +30,18 @@ def test_a_published_figure_is_about_these_files(tier: str) -> None:
         assert len(found.model) <= LIMIT[tier]
         assert (training["test_fold"], training["train_folds"]) == (fold, others)
         assert all(set(one["train_folds"]) <= {*others} for one in training.get("teachers", []))
+
+
+@pytest.mark.parametrize("tier", LIMIT)
+def test_the_wheel_carries_each_tier_trained_on_all_clips(tier: str) -> None:
+    found = read(find(tier))
+    provenance = found.manifest.provenance
+    assert (provenance["training"]["train_folds"], provenance["training"].get("test_fold")) == (FOLDS, None)
+    assert len(found.model) <= LIMIT[tier]
+    report = json.loads((ROOT / "docs" / "results" / f"{tier}-5folds.json").read_text())
+    assert provenance["folds"]["accuracy"] == report["figures"]["accuracy"]
+    assert provenance["calibration"]["keep"] == 0.95
+    judged = {one["digest"] for one in provenance["calibration"]["inner"]}
+    assert judged == {
+        member["model_digest"] for member in report["members"]
+    }  # each on the fold it never heard

@@ -23,7 +23,7 @@ import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from soundmark import density, onnxgraph, storage
+from soundmark import onnxgraph, pattern, storage
 from soundmark.config import (
     Config,
     DecisionConfig,
@@ -101,8 +101,8 @@ class Manifest(Config, frozen=True, kw_only=True):
         strangers = sorted(set(self.decision.label_thresholds) - set(self.labels))
         if strangers:
             raise ValueError(f"`decision.label_thresholds` names {strangers[0][:40]!r}, which is not a label")
-        if self.decision.gaussians:
-            density.read(self.decision.gaussians, len(self.labels))
+        if self.decision.patterns:
+            pattern.read(self.decision.patterns, len(self.labels))
         if len(self.golden.logits) != len(self.labels):
             raise ValueError(
                 f"`golden.logits` has {len(self.golden.logits)} numbers for {len(self.labels)} labels"

@@ -31,7 +31,7 @@ Provider: TypeAlias = Literal["auto", "cpu", "cuda"]
 """What runs a model: CUDA where it works for "auto", CUDA and a warning where it does not for "cuda"."""
 
 
-UnknownScore: TypeAlias = Literal["probability", "max-logit", "energy", "density"]
+UnknownScore: TypeAlias = Literal["probability", "max-logit", "energy", "pattern"]
 """What speaks for a recording being any known sound at all; `postprocess.unknown_score` has the formulas."""
 
 
@@ -148,13 +148,13 @@ class DecisionConfig(Config, frozen=True, kw_only=True):
     unknown_score: UnknownScore = "probability"  # what the thresholds are about
     threshold: float = 0.0  # an answer whose `unknown_score` is below it is "unknown"
     label_thresholds: dict[str, float] = {}  # per-label thresholds that replace `threshold`
-    gaussians: str = ""  # what `unknown_score` density compares with, as `density.fit` gives it
+    patterns: str = ""  # what `unknown_score` pattern compares with, as `pattern.fit` gives it
 
     def check(self) -> None:
-        """Refuse thresholds that no probability can have (other scores are of any size), and density from nothing."""
-        if (self.unknown_score == "density") != bool(self.gaussians):
+        """Refuse thresholds that no probability can have (other scores have any size), and a score without patterns."""
+        if (self.unknown_score == "pattern") != bool(self.patterns):
             raise ValueError(
-                "`unknown_score` density and `gaussians` go together: `soundmark calibrate` fits them"
+                "`unknown_score` pattern and `patterns` go together: `soundmark calibrate` fits them"
             )
         for name in ("threshold", "label_thresholds"):
             odd = [value for value in numbers(getattr(self, name)) if not 0 <= value <= 1]

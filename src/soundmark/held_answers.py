@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from msgspec.structs import replace
 
-from soundmark import density
+from soundmark import pattern
 from soundmark.config import DecisionConfig
 from soundmark.dataset import Dataset
 from soundmark.errors import DatasetError
@@ -108,8 +108,8 @@ def _heard(model: Model, part: Dataset, on_clip: OnClip) -> Held:
     return Held(part.folds, part.digest(), logits, targets)
 
 
-def with_density(model: Model, dataset: Dataset, *, on_clip: OnClip = None) -> DecisionConfig:
-    """Return the decision of ``model`` with the Gaussians of `soundmark.density`, and no threshold.
+def with_patterns(model: Model, dataset: Dataset, *, on_clip: OnClip = None) -> DecisionConfig:
+    """Return the decision of ``model`` with the patterns of `soundmark.pattern`, and no threshold.
 
     They are fitted on what it says about the clips that it was trained on. Those are louder answers than it gives to
     others, but there are enough of them: of 8 clips a label of one inner fold, the variances are guesses.
@@ -127,14 +127,14 @@ def with_density(model: Model, dataset: Dataset, *, on_clip: OnClip = None) -> D
     if model.training.get("data_digest", part.digest()) != part.digest():
         raise DatasetError(
             f"{model.path} was trained on other clips than folds {', '.join(map(str, part.folds))} of {dataset.name}",
-            wanted="the data that it was trained on: the score density compares with it",
+            wanted="the data that it was trained on: the score pattern compares with it",
             code="bad_dataset",
         )
     heard = _heard(model, part, on_clip)
     pooled = [pool_logits(one, model.decision.pooling) for one in heard.logits.values()]
-    gaussians = density.fit(pooled, targets_of([list(heard.targets.values())]))
+    patterns = pattern.fit(pooled, targets_of([list(heard.targets.values())]))
     return replace(
-        model.decision, unknown_score="density", gaussians=gaussians, threshold=0.0, label_thresholds={}
+        model.decision, unknown_score="pattern", patterns=patterns, threshold=0.0, label_thresholds={}
     )
 
 

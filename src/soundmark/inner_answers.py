@@ -19,7 +19,7 @@ from soundmark.dataset import Dataset
 from soundmark.ensemble import Ensemble, load_model
 from soundmark.errors import ConfigError
 from soundmark.fitting import short
-from soundmark.held_answers import Held, OnClip, hear, outer_folds, targets_of, with_density
+from soundmark.held_answers import Held, OnClip, hear, outer_folds, targets_of, with_patterns
 from soundmark.model import Model
 
 
@@ -36,7 +36,7 @@ def calibrate(
     """Fit the temperature of a bundle or ensemble on inner answers, write it there, and return what was fitted.
 
     With ``keep`` also the threshold below which a recording is unknown, after the temperature, on the same answers; for
-    the score density first its Gaussians, see `with_density`.
+    the score pattern first the patterns, see `with_patterns`.
 
     Args:
         model: directory of the bundle or ensemble; it gets a new digest.
@@ -69,8 +69,8 @@ def calibrate(
         **_figures("after", fitting.of_clips(logits, temperature, pooling), targets),
     }
     decision, score = judged.decision, score or judged.decision.unknown_score
-    if keep is not None and score == "density":
-        decision = with_density(judged, dataset, on_clip=on_clip)
+    if keep is not None and score == "pattern":
+        decision = with_patterns(judged, dataset, on_clip=on_clip)
     decision = replace(decision, temperature=temperature)
     if keep is not None:
         decision = _with_threshold(decision, logits, keep, score)

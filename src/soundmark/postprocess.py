@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from soundmark import pattern
 from soundmark.config import DecisionConfig
-from soundmark.density import density
 from soundmark.errors import ConfigError, SoundmarkError
 
 Array = npt.NDArray[np.float32]
@@ -169,15 +169,15 @@ def unknown_score(logits: npt.ArrayLike, decision: DecisionConfig) -> float:
 
     ``probability``: the best pooled score, 0 to 1 (Hendrycks & Gimpel, ICLR 2017). ``max-logit``: the largest logit
     (Hendrycks et al., ICML 2022). ``energy``: ``T log(sum(exp(logits / T)))``, the negative energy of Liu et al.,
-    NeurIPS 2020, equation 4, at the temperature of the decision. ``density``: see `soundmark.density`. The softmax
+    NeurIPS 2020, equation 4, at the temperature of the decision. ``pattern``: see `soundmark.pattern`. The softmax
     forgets the level of the logits, which these three keep; several windows are pooled as logits.
     """
     x = np.asarray(logits, dtype=np.float64)
     if decision.unknown_score == "probability":
         return float(pool(softmax(x, decision.temperature), decision.pooling).max())
     x = pool_logits(x, decision.pooling)
-    if decision.unknown_score == "density":
-        return density(x, decision.gaussians)
+    if decision.unknown_score == "pattern":
+        return pattern.score(x, decision.patterns)
     if decision.unknown_score == "max-logit":
         return float(x.max())
     return float(decision.temperature * _log_sum(x / decision.temperature, axis=-1))

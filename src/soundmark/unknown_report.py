@@ -26,7 +26,7 @@ from soundmark.dataset import Clip, Dataset
 from soundmark.errors import BundleError, ConfigError, DatasetError
 from soundmark.evaluate import Answer, answered, bootstrap_interval, missed, stamps
 from soundmark.foreign import FOREIGN_KINDS, FOREIGN_VERSION, foreign_clips
-from soundmark.held_answers import with_density
+from soundmark.held_answers import with_patterns
 from soundmark.model import Model
 from soundmark.postprocess import Failure, Prediction
 
@@ -94,7 +94,7 @@ def unknown_report(
         refuse_if_seen(model, dataset, test_fold)
         found += stamps(model, dataset, (test_fold,))
     draws = [
-        _of_fold(_Draw(number, model, with_density(model, dataset, on_clip=on_clip)), test_set, on_clip)
+        _of_fold(_Draw(number, model, with_patterns(model, dataset, on_clip=on_clip)), test_set, on_clip)
         for number, model in enumerate(models, 1)
     ]
     for made in foreign_clips(each=config.made, seed=config.seed):

@@ -47,15 +47,13 @@ def scores_of(
 
 def replaced(decision: DecisionConfig, kind: UnknownScore, threshold: float = 0.0) -> DecisionConfig:
     """Return ``decision`` with that score and ``threshold``; what was for another score goes."""
-    gaussians = decision.gaussians if kind == "density" else ""
-    return replace(
-        decision, unknown_score=kind, threshold=threshold, label_thresholds={}, gaussians=gaussians
-    )
+    patterns = decision.patterns if kind == "pattern" else ""
+    return replace(decision, unknown_score=kind, threshold=threshold, label_thresholds={}, patterns=patterns)
 
 
 def kinds(decision: DecisionConfig) -> tuple[UnknownScore, ...]:
-    """Return the scores that a model with that decision has: density only where something was fitted for it."""
-    return SCORES if decision.gaussians else tuple(kind for kind in SCORES if kind != "density")
+    """Return the scores that a model with that decision has: pattern only where something was fitted for it."""
+    return SCORES if decision.patterns else tuple(kind for kind in SCORES if kind != "pattern")
 
 
 def auroc(known: npt.ArrayLike, unknown: npt.ArrayLike) -> float:

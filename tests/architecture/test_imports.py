@@ -26,7 +26,8 @@ from soundmark import Classifier
 model = sys.argv[1] if len(sys.argv) > 1 else None
 tone = np.float32([0.5 * math.sin(0.1 * i) for i in range(22_050)])
 prediction = Classifier.load(model).classify((tone, 22_050))
-print(json.dumps({"label": prediction.labels[0].label, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
+best = prediction.labels[0].label
+print(json.dumps({"label": best, "modules": sorted({name.split(".")[0] for name in sys.modules})}))
 """
 
 

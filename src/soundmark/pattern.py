@@ -1,0 +1,96 @@
+"""How much speaks for any known label: the level of the logits, less the distance of their pattern from all labels'.
+
+A dog's logits also say which other labels it is a little like. Every label's pattern is the mean of the logits of its
+clips, with a spread for each logit; the distance is Mahalanobis' with a diagonal matrix per label. All of it lives in
+the space of the logits, so the graph of a bundle needs no second output, and two numbers per pair of labels fit into
+the manifest.
+
+Source: Lee et al., NeurIPS 2018, for distances (there one full matrix for all labels); Wang et al., CVPR 2022 ("ViM"),
+for adding them to the logit in its own unit.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from functools import lru_cache
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+from soundmark.errors import ConfigError
+
+PRIOR_CLIPS = 4
+"""Clips with the variance of all labels together that each label's variance gets as if they were its own."""
+_LEAST = 1e-3
+"""Least variance: a float16 still holds its root and the inverse of that."""
+
+Matrix = npt.NDArray[np.float64]
+
+
+class Patterns(NamedTuple):
+    """What `fit` finds; arrays are read-only."""
+
+    means: Matrix  # (n_labels, n_labels): label, logit
+    spreads: Matrix  # standard deviations, the same shape
+    weight: float  # of a distance, in units of the logits
+
+
+def fit(logits: npt.ArrayLike, targets: npt.ArrayLike) -> str:
+    """Return the patterns of all labels as text: base64 of float16 means, spreads and the weight of a distance.
+
+    With that weight the distance of known clips spreads as much as their largest logit.
+
+    Args:
+        logits: ``(n, n_labels)`` of clips of known labels, pooled over windows.
+        targets: ``(n,)`` places of their labels.
+
+    Raises:
+        ConfigError: a label has no clip.
+    """
+    x, y = np.asarray(logits, dtype=np.float64), np.asarray(targets)
+    n_labels = x.shape[1]
+    counts = np.bincount(y, minlength=n_labels)[:, None]  # (n_labels, 1)
+    if not counts.all():
+        raise ConfigError(f"label {counts.argmin()} has no clip", wanted="clips of every label")
+    means = np.stack([x[y == label].mean(axis=0) for label in range(n_labels)])
+    away = (x - means[y]) ** 2
+    own = np.stack([away[y == label].sum(axis=0) for label in range(n_labels)])
+    variances = (own + PRIOR_CLIPS * away.mean(axis=0)) / (counts + PRIOR_CLIPS)
+    spreads = np.sqrt(np.maximum(variances, _LEAST))
+    distances = np.array([_distance(one, means, spreads) for one in x])
+    weight = x.max(axis=1).std() / max(float(distances.std()), _LEAST)
+    numbers = np.concatenate([means.ravel(), spreads.ravel(), [weight]])
+    return base64.b64encode(numbers.astype("<f2").tobytes()).decode("ascii")
+
+
+@lru_cache(maxsize=16)
+def read(patterns: str, n_labels: int) -> Patterns:
+    """Return the patterns of a text.
+
+    Raises:
+        ValueError: not what `fit` gives for that many labels.
+    """
+    try:
+        numbers = np.frombuffer(base64.b64decode(patterns, validate=True), dtype="<f2").astype(np.float64)
+        means, spreads = numbers[:-1].reshape(2, n_labels, n_labels)
+    except (binascii.Error, ValueError):
+        raise ValueError(f"`patterns` are not 2 x {n_labels} x {n_labels} + 1 float16 in base64") from None
+    if not np.isfinite(numbers).all() or (spreads <= 0).any():
+        raise ValueError("`patterns` hold numbers that are not finite, or spreads that are not positive")
+    means.setflags(write=False)
+    spreads.setflags(write=False)
+    return Patterns(means, spreads, float(numbers[-1]))
+
+
+def score(logits: npt.ArrayLike, patterns: str) -> float:
+    """Return the largest of ``logits`` (n_labels,) less the weighted distance to the nearest pattern."""
+    x = np.asarray(logits, dtype=np.float64)
+    means, spreads, weight = read(patterns, len(x))
+    return float(x.max()) - weight * _distance(x, means, spreads)
+
+
+def _distance(x: Matrix, means: Matrix, spreads: Matrix) -> float:
+    """Return half of the squared distance to the nearest label."""
+    return 0.5 * float((((x - means) / spreads) ** 2).sum(axis=1).min())
