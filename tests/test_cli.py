@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import resource
+import shlex
 import shutil
 import signal
 import subprocess
@@ -664,6 +665,14 @@ def test_a_report_says_the_command_and_no_folder(
     with context:
         cli_learn.evaluate.parse_args(context, ["--data", "esc10:/some/where/ESC-50", "--folds", "2"])
     assert cli_options.command(context) == "evaluate --data esc10:ESC-50 --folds 2"
+    context = click.Context(cli_learn.cv, info_name="cv")
+    with context:
+        cli_learn.cv.parse_args(
+            context, ["p", "--out", "o", "--teacher", "/some/a", "--teacher", "/some/b=0.5"]
+        )
+    assert sorted(shlex.split(cli_options.command(context))) == sorted(
+        ["cv", "p", "--out", "o", "--teacher", "a", "--teacher", "b=0.5"]
+    )
 
 
 def test_evaluate_against(call: Callable[..., Called], data: Path, tiny_bundle: Path) -> None:

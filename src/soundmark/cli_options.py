@@ -146,13 +146,22 @@ def command(context: click.Context) -> str:
         if context.get_parameter_source(parameter.name or "") is not ParameterSource.COMMANDLINE:
             continue
         value = context.params[parameter.name or ""]
-        values = [_last_part(str(one)) for one in (value if isinstance(value, tuple) else (value,))]
+        several = value if parameter.multiple or parameter.nargs != 1 else (value,)
+        values = [_word(one) for one in several]
         if isinstance(parameter, click.Option):
             flag = parameter.opts[-1]
             words += [flag] if parameter.is_flag else [word for one in values for word in (flag, one)]
         else:
             words += values
     return shlex.join(words)
+
+
+def _word(value: Any) -> str:
+    """Return one value as it was typed; a teacher is a folder and a weight."""
+    if isinstance(value, tuple):
+        folder, weight = value
+        return _last_part(str(folder)) + ("" if weight == 1 else f"={weight:g}")
+    return _last_part(str(value))
 
 
 def _last_part(text: str) -> str:
