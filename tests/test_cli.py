@@ -22,7 +22,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from soundmark import bundle, cli, cli_learn, cli_options, config, errors, render_model
+from soundmark import bundle, cli, cli_learn, cli_options, cli_tune, config, errors, render_model
 from soundmark.config import TrainConfig
 from soundmark.dataset import ESC50_VARIABLE
 from soundmark.preset import Preset, load_preset
@@ -665,9 +665,9 @@ def test_a_report_says_the_command_and_no_folder(
     with context:
         cli_learn.evaluate.parse_args(context, ["--data", "esc10:/some/where/ESC-50", "--folds", "2"])
     assert cli_options.command(context) == "evaluate --data esc10:ESC-50 --folds 2"
-    context = click.Context(cli_learn.cv, info_name="cv")
+    context = click.Context(cli_tune.cv, info_name="cv")
     with context:
-        cli_learn.cv.parse_args(
+        cli_tune.cv.parse_args(
             context, ["p", "--out", "o", "--teacher", "/some/a", "--teacher", "/some/b=0.5"]
         )
     assert sorted(shlex.split(cli_options.command(context))) == sorted(
