@@ -37,9 +37,13 @@ def test_the_score_is_the_level_less_the_distance(clips: Clips, rng: np.random.G
             for k in range(3)
         )
 
-    weight = x.max(axis=1).std() / np.std([distance(one) for one in x])
+    def level(one: np.ndarray) -> float:
+        next_largest, largest = sorted(one)[-2:]
+        return float(largest - next_largest / 2)
+
+    weight = np.std([level(one) for one in x]) / np.std([distance(one) for one in x]) / 3
     for one in (*x[::10], *rng.normal(0, 10, (5, 3))):
-        wanted = one.max() - weight * distance(one)
+        wanted = level(one) - weight * distance(one)
         assert pattern.score(one, text) == pytest.approx(wanted, rel=5e-3, abs=0.02)  # float16
 
 
@@ -70,6 +74,8 @@ def test_labels_of_few_and_of_equal_clips(clips: Clips) -> None:
     assert pattern.score(x[40], alone) > pattern.score(x[40] - 3, alone)
     same = pattern.fit(np.repeat(np.eye(3), 2, axis=0), np.repeat(np.arange(3), 2))  # no variance at all
     assert np.isfinite(pattern.score([1, 0, 0], same))
+    single = pattern.fit([[3.0], [4.0], [5.0]], [0, 0, 0])
+    assert pattern.score([4.0], single) == pytest.approx(4.0)
 
 
 def test_what_fit_did_not_write_is_refused(clips: Clips) -> None:

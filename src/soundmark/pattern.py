@@ -1,4 +1,6 @@
-"""How much speaks for any known label: the level of the logits, less the distance of their pattern from all labels'.
+"""How much speaks for one known label: the level of the logits, less the distance of their pattern from all labels'.
+
+The level is the largest logit less half of the next: a sound that nobody named is often torn between two labels.
 
 A dog's logits also say which other labels it is a little like. Every label's pattern is the mean of the logits of its
 clips, with a spread for each logit; the distance is Mahalanobis' with a diagonal matrix per label. All of it lives in
@@ -23,6 +25,8 @@ from soundmark.errors import ConfigError
 
 PRIOR_CLIPS = 4
 """Clips with the variance of all labels together that each label's variance gets as if they were its own."""
+SHARE = 1 / 3
+"""Spread of the weighted distance over known clips, in spreads of their level."""
 _LEAST = 1e-3
 """Least variance: a float16 still holds its root and the inverse of that."""
 
@@ -40,7 +44,7 @@ class Patterns(NamedTuple):
 def fit(logits: npt.ArrayLike, targets: npt.ArrayLike) -> str:
     """Return the patterns of all labels as text: base64 of float16 means, spreads and the weight of a distance.
 
-    With that weight the distance of known clips spreads as much as their largest logit.
+    With that weight the distance of the clips spreads a third (`SHARE`) as much as their level.
 
     Args:
         logits: ``(n, n_labels)`` of clips of known labels, pooled over windows.
@@ -60,7 +64,7 @@ def fit(logits: npt.ArrayLike, targets: npt.ArrayLike) -> str:
     variances = (own + PRIOR_CLIPS * away.mean(axis=0)) / (counts + PRIOR_CLIPS)
     spreads = np.sqrt(np.maximum(variances, _LEAST))
     distances = np.array([_distance(one, means, spreads) for one in x])
-    weight = x.max(axis=1).std() / max(float(distances.std()), _LEAST)
+    weight = SHARE * _levels(x).std() / max(float(distances.std()), _LEAST)
     numbers = np.concatenate([means.ravel(), spreads.ravel(), [weight]])
     return base64.b64encode(numbers.astype("<f2").tobytes()).decode("ascii")
 
@@ -85,10 +89,17 @@ def read(patterns: str, n_labels: int) -> Patterns:
 
 
 def score(logits: npt.ArrayLike, patterns: str) -> float:
-    """Return the largest of ``logits`` (n_labels,) less the weighted distance to the nearest pattern."""
+    """Return the level of ``logits`` (n_labels,) less the weighted distance to the nearest pattern."""
     x = np.asarray(logits, dtype=np.float64)
     means, spreads, weight = read(patterns, len(x))
-    return float(x.max()) - weight * _distance(x, means, spreads)
+    return float(_levels(x)) - weight * _distance(x, means, spreads)
+
+
+def _levels(logits: Matrix) -> Matrix:
+    """Return the largest of ``logits`` (..., n_labels) less half of the next largest, (...)."""
+    ordered = np.sort(logits, axis=-1)
+    levels: Matrix = ordered[..., -1] - ordered[..., -2:-1].sum(axis=-1) / 2  # a single label has no next
+    return levels
 
 
 def _distance(x: Matrix, means: Matrix, spreads: Matrix) -> float:
