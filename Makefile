@@ -5,13 +5,13 @@
 #   make test    the tests (editable install with training and development extras), JOBS at a time
 #   make check   linters, types, dependency rule
 #   make bench   latency and front end beside their peers (SOUNDMARK_YAMNET names YAMNet's .tflite file)
-#   make results figures of edge and tiny from models/ (SOUNDMARK_ESC50; with RUNS=DIR, where DIR/edge and DIR/tiny were
-#                made by `soundmark cv`, their fp32 ones, too), benchmarks, then all tables
+#   make results figures of all that is in models/ (SOUNDMARK_ESC50; with RUNS=DIR, where DIR/edge and DIR/tiny and
+#                those from scratch were made by `soundmark cv`, their fp32 ones, too), benchmarks, then all tables
 #   make clean   remove what these made
 
 PYTHON = python3
 JOBS = 2
-TIERS = edge tiny
+TIERS = edge tiny edge-scratch tiny-scratch
 PYTEST_ARGS =
 TORCH = $(shell grep '^torch==' constraints.txt)
 
@@ -46,8 +46,9 @@ bench: $(VENV)/.soundmark-bench
 	$(BIN)/python benchmarks/frontend.py
 
 results: $(VENV)/.soundmark-dev bench
-	for tier in $(TIERS); do \
-	  $(BIN)/soundmark evaluate --cv models/$$tier --out docs/results/$$tier-5folds.json || exit 1; done
+	for name in $(notdir $(wildcard models/*)); do \
+	  case $$name in *-esc10) data=esc10:$$SOUNDMARK_ESC50;; *) data=$$SOUNDMARK_ESC50;; esac; \
+	  $(BIN)/soundmark evaluate --cv models/$$name --data "$$data" --out docs/results/$$name-5folds.json || exit 1; done
 ifdef RUNS
 	for tier in $(TIERS); do for fold in 1 2 3 4 5; do rm -rf build/$$tier-fp32/fold$$fold; \
 	  $(BIN)/soundmark export $(RUNS)/$$tier/fold$$fold/run --quantize false --out build/$$tier-fp32/fold$$fold || exit 1; \

@@ -27,11 +27,12 @@ OURS = (
     "yamnet-finetuned-5folds.json",
     "yamnet-transfer-5folds.json",
     "aisfx-transfer-5folds.json",
-    "edge-int8-fold5.json",
+    "edge-scratch-5folds.json",
+    "tiny-scratch-5folds.json",
 )
 """Reports whose systems stand in the README; docs/results.md has all."""
 TIERS = ("edge", "tiny")
-"""Models whose five bundles are in models/."""
+"""Columns of the page on small models."""
 LOOKED_AT = ("1", "2")
 """Outer folds on which settings of a tier were compared, in part after looking at their scores (decision 10)."""
 SELECTED = {
@@ -41,15 +42,9 @@ SELECTED = {
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-RENAMED = {("edge", "edge"): "edge-scratch"}
-"""Preset and network of reports from before the preset had its present name."""
-
-
 def preset(report: dict[str, Any]) -> str:
     """Return the name of the preset that a report is about, of the model where it has none."""
-    training = report["training"]
-    name = training.get("preset", report["model"])
-    return RENAMED.get((name, training.get("network", "")), name)
+    return str(report["training"].get("preset", report["model"]))
 
 
 def read(name: str) -> dict[str, Any]:
@@ -71,7 +66,7 @@ def accuracy() -> list[str]:
         low, high = report["figures"]["accuracy_interval_95"]
         folds = "all five folds" if len(report["folds"]) == 5 else f"fold {report['folds'][0]} alone"
         lines.append(
-            f"| `{preset(report)}` | {report['model_bytes'] / 1e3:.0f} KB | **{report['figures']['accuracy']:.1%}** "
+            f"| `{preset(report)}` | {report['model_bytes'] / 1e3:.0f} KB | **{report['figures']['accuracy']:.2%}** "
             f"| {low:.1%} to {high:.1%} | {folds}, int8 file in ONNX Runtime, "
             f"{SELECTED.get(name, 'last epoch, nothing chosen on the test fold')} |"
         )
@@ -199,28 +194,29 @@ def tiers() -> list[str]:
 
 def _tier(tier: str) -> dict[str, str]:
     report = read(f"{tier}-5folds.json")
-    figures, whole = report["figures"], found(f"{tier}-fp32-5folds.json")
-    calibration = figures["calibration"]
+    figures, calibration = report["figures"], report["figures"]["calibration"]
     rows = {
         "largest file of the five": f"{max(member['model_bytes'] for member in report['members']) / 1e3:.0f} KB",
         "**ESC-50, five folds, int8**": f"**{figures['accuracy']:.2%}** ({_interval(figures)})",
-        "fold 1, 2, 3, 4, 5": ", ".join(f"{figures['per_fold'][str(fold)]:.2%}" for fold in report["folds"]),
+        "fold 1, 2, 3, 4, 5": _folds(figures),
         "folds 3, 4, 5, on which no settings were compared": f"{_without(figures, LOOKED_AT):.2%}",
         "top 3": f"{figures['top3']:.2%}",
     }
-    if whole:
-        there = whole["figures"]
-        lost = [there["per_fold"][fold] - here for fold, here in figures["per_fold"].items()]
-        rows["the same in fp32"] = f"{there['accuracy']:.2%} ({_interval(there)})"
-        rows["lost by int8, in points: mean, worst fold"] = (
-            f"{100 * (there['accuracy'] - figures['accuracy']):.2f}, {100 * max(lost):.2f}"
-        )
+    rows |= _beside_fp32(tier, figures)
     rows["calibration error without a temperature"] = f"{calibration.get('raw_ece', calibration['ece']):.1%}"
     if "raw_ece" in calibration:
         rows["calibration error with that of inner runs"] = f"{calibration['ece']:.1%}"
     for name, words in (("esc10", "ESC-10, five folds"), ("ten", "the ten classes of `tenclass-scratch`")):
         if few := found(f"{tier}-{name}-5folds.json"):
             rows[words] = f"{few['figures']['accuracy']:.2%} ({_interval(few['figures'])})"
+    if scratch := found(f"{tier}-scratch-5folds.json"):
+        alone = scratch["figures"]
+        words = "no data but the training folds"
+        rows[f"**{words}, int8**"] = f"`{preset(scratch)}` **{alone['accuracy']:.2%}** ({_interval(alone)})"
+        rows[f"{words}: largest file, fold 1, 2, 3, 4, 5"] = (
+            f"{max(member['model_bytes'] for member in scratch['members']) / 1e3:.0f} KB, {_folds(alone)}"
+        )
+        rows |= {f"{words}: {key}": value for key, value in _beside_fp32(f"{tier}-scratch", alone).items()}
     if unknown := found(f"{tier}-unknowns.json"):
         for score, means in unknown["figures"].items():
             if score != "accuracy_known":
@@ -236,6 +232,24 @@ def _tier(tier: str) -> dict[str, str]:
         )
         rows["peak memory of the process"] = f"{timed['peak_rss_mb']} MB"
     return rows
+
+
+def _beside_fp32(name: str, figures: dict[str, Any]) -> dict[str, str]:
+    whole = found(f"{name}-fp32-5folds.json")
+    if whole is None:
+        return {}
+    there = whole["figures"]
+    lost = [there["per_fold"][fold] - here for fold, here in figures["per_fold"].items()]
+    return {
+        "the same in fp32": f"{there['accuracy']:.2%} ({_interval(there)})",
+        "lost by int8, in points: mean, worst fold": (
+            f"{100 * (there['accuracy'] - figures['accuracy']):.2f}, {100 * max(lost):.2f}"
+        ),
+    }
+
+
+def _folds(figures: dict[str, Any]) -> str:
+    return ", ".join(f"{accuracy:.2%}" for _, accuracy in sorted(figures["per_fold"].items()))
 
 
 def _without(figures: dict[str, Any], folds: tuple[str, ...]) -> float:

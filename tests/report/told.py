@@ -13,7 +13,7 @@ from soundmark.pages import Figures
 from soundmark.postprocess import Failure
 
 ROOT = Path(__file__).parents[2]
-PUBLISHED = ROOT / "docs" / "results" / "edge-int8-fold5.json"
+PUBLISHED = ROOT / "docs" / "results" / "resnet-mel-fold5.json"
 HOSTILE = "<script>alert(1)</script>"
 
 
