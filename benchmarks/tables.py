@@ -116,9 +116,10 @@ def systems() -> list[str]:
         figures = report["figures"]
         low, high = figures["accuracy_interval_95"]
         folds = ", ".join(map(str, report["folds"]))
+        labels = f"{len(figures['labels'])}{' (ESC-10)' if report['data'] == 'ESC-10' else ''}"
         lines.append(
-            f"| `{preset(report)}`{' (leaks: random split)' if report['stamps'] else ''} | {len(figures['labels'])} "
-            f"| {folds if not report['stamps'] else 'none'} | **{figures['accuracy']:.1%}** | {low:.1%} to {high:.1%} "
+            f"| `{preset(report)}`{' (leaks: random split)' if report['stamps'] else ''} | {labels} "
+            f"| {folds if not report['stamps'] else 'none'} | **{figures['accuracy']:.2%}** | {low:.1%} to {high:.1%} "
             f"| {figures['top3']:.1%} | {report['model_bytes'] / 1e3:.0f} KB "
             f"| [{path.stem}]({path.relative_to(ROOT / 'docs')}) |"
         )
