@@ -33,7 +33,9 @@ def test_a_published_figure_is_about_these_files(name: str) -> None:
         assert len(found.model) <= LIMIT[tier]
         assert (training["test_fold"], training["train_folds"]) == (fold, others)
         assert all(set(one["train_folds"]) <= {*others} for one in training.get("teachers", []))
-        assert ("scratch" in name) <= (not training.get("pretrained"))
+        outside = [training.get("pretrained"), training.get("start")]
+        outside += [one["external"] for one in training.get("teachers", [])]
+        assert any(outside) != name.endswith("-scratch")  # nothing but the training folds
 
 
 @pytest.mark.parametrize("tier", LIMIT)
