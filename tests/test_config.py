@@ -48,7 +48,7 @@ def write(folder: Path, text: str | bytes) -> Path:
     ("kind", "tree", "names"),
     [
         (FrontendConfig, {"n_fft": 1023}, ["n_fft"]),
-        (FrontendConfig, {"win_length": 2049}, ["win_length", "n_fft"]),
+        (FrontendConfig, {"win_length": 2048}, ["win_length", "n_fft"]),
         (FrontendConfig, {"hop_length": 1025}, ["hop_length", "n_fft"]),
         (FrontendConfig, {"win_length": 400, "hop_length": 401}, ["hop_length", "win_length"]),
         (FrontendConfig, {"fmax": 22_051.0}, ["fmax", "sample_rate"]),

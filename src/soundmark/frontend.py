@@ -5,8 +5,7 @@ BLAS inside numpy does about four times faster than `numpy.fft`. Frames go throu
 frame i of a recording always stands in the same row of its block: any chunking of a recording gives bit-identical
 features. Conventions are librosa's (`librosa.feature.melspectrogram`, `librosa.filters.mel`), with two
 stated differences: a window shorter than ``n_fft`` is padded at its end (as `tf.signal.stft` does), and ``center``
-pads half a *window* of zeros. A window longer than ``n_fft``, at most twice, is folded, its end added onto its start:
-bin k is bin 2 k of an FFT of twice the length (Crochiere and Rabiner 1983, "weighted overlap-add").
+pads half a *window* of zeros.
 """
 
 from __future__ import annotations
@@ -49,10 +48,9 @@ class Frontend:
     def __init__(self, config: FrontendConfig) -> None:
         self.config = config
         self.window = _window(config)  # (win_length,)
-        self._width = min(config.window_length, config.n_fft)  # samples of a frame once folded
         self.filters = mel_filters(config) if config.kind in ("logmel", "mfcc") else None  # (n_mels, n_bins)
         self.dct = _dct(config) if config.kind == "mfcc" else None  # (n_mfcc, n_mels)
-        self._dft = None if config.kind == "wave" else _Dft(config.n_fft, self._width, self.filters)
+        self._dft = None if config.kind == "wave" else _Dft(config.n_fft, config.window_length, self.filters)
         self._mean = np.asarray(config.mean, dtype=np.float32).reshape(-1, 1)  # (n_rows or 1, 1)
         self._std = np.asarray(config.std, dtype=np.float32).reshape(-1, 1)
 
@@ -124,22 +122,22 @@ class Frontend:
     def _frames(self, padded: Array, *, row: int = 0) -> Array:
         """Return ``(n_frames, n_linear)`` of already padded samples; ``row`` is the number of frames before them.
 
-        BLAS (its AVX2 kernels, for one) may round differently for another number of rows, or in another row.
+        Blocks have one fixed number of rows, and frame i of a recording always stands in the same row: BLAS (the AVX2
+        kernels, for one) may round differently for another number of rows, or in another row.
         """
-        dft, width, length = self._dft, self._width, self.config.window_length
+        dft, width = self._dft, self.config.window_length
         assert dft is not None
         n_linear = self.config.n_fft // 2 + 1 if self.filters is None else self.config.n_mels
-        if padded.size < length:
+        if padded.size < width:
             return np.empty((0, n_linear), dtype=np.float32)
-        frames = np.lib.stride_tricks.sliding_window_view(padded, length)[:: self.config.hop_length]
+        frames = np.lib.stride_tricks.sliding_window_view(padded, width)[:: self.config.hop_length]
         out = np.empty((len(frames), n_linear), dtype=np.float32)
         room = dft.room(n_linear)
         size = len(room.block)
         for top in range(-(row % size), len(frames), size):  # the frame in row 0 of this block
             here = slice(max(top, 0), min(top + size, len(frames)))
             rows = slice(here.start - top, here.stop - top)
-            np.multiply(frames[here, :width], self.window[:width], out=room.block[rows, :width])
-            room.block[rows, : length - width] += frames[here, width:] * self.window[width:]
+            np.multiply(frames[here], self.window, out=room.block[rows, :width])
             power = dft.power(room)  # (k1, size, k2)
             if self.config.power == 1:
                 np.sqrt(power, out=power)
