@@ -36,7 +36,10 @@ TIERS = ("edge", "tiny")
 LOOKED_AT = ("1", "2")
 """Outer folds on which settings of a tier were compared, in part after looking at their scores (decision 10)."""
 SELECTED = {
-    "edge-5folds.json": "last epoch; masks decided by inner runs, but after a look at folds 1 and 2 (decision 10)"
+    "edge-5folds.json": "last epoch; masks decided by inner runs, but after a look at folds 1 and 2 (decision 10)",
+    "tiny-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 10)",
+    "edge-scratch-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 4 (decision 5)",
+    "tiny-scratch-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 5)",
 }
 """What has to be said of a figure instead of "nothing chosen on the test fold"."""
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -212,12 +215,12 @@ def _tier(tier: str) -> dict[str, str]:
             rows[words] = f"{few['figures']['accuracy']:.2%} ({_interval(few['figures'])})"
     if scratch := found(f"{tier}-scratch-5folds.json"):
         alone = scratch["figures"]
-        words = "no data but the training folds"
-        rows[f"**{words}, int8**"] = f"`{preset(scratch)}` **{alone['accuracy']:.2%}** ({_interval(alone)})"
-        rows[f"{words}: largest file, fold 1, 2, 3, 4, 5"] = (
+        start = "no data but the training folds"
+        rows[f"**{start}, int8**"] = f"`{preset(scratch)}` **{alone['accuracy']:.2%}** ({_interval(alone)})"
+        rows[f"{start}: largest file, fold 1, 2, 3, 4, 5"] = (
             f"{max(member['model_bytes'] for member in scratch['members']) / 1e3:.0f} KB, {_folds(alone)}"
         )
-        rows |= {f"{words}: {key}": value for key, value in _beside_fp32(f"{tier}-scratch", alone).items()}
+        rows |= {f"{start}: {key}": value for key, value in _beside_fp32(f"{tier}-scratch", alone).items()}
     if unknown := found(f"{tier}-unknowns.json"):
         for score, means in unknown["figures"].items():
             if score != "accuracy_known":
