@@ -49,8 +49,29 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
             nodes_to_exclude=first + linear[-1 if config.float_last else len(linear) :],
             calibrate_method=methods[config.calibration],
         )
-    made: bytes = slim(onnx.load(target)).SerializeToString()
+    made: bytes = slim(float_outputs(onnx.load(target))).SerializeToString()
     return made
+
+
+def float_outputs(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return ``model`` whose outputs are not rounded to 256 levels, in which two classes may tie for the first place.
+
+    The layer before an output keeps its int8 weights and its speed; only its sums come out as they are.
+    """
+    graph = model.graph
+    makers = {name: node for node in graph.node for name in node.output}
+    for output in graph.output:
+        last = makers[output.name]
+        rounded = makers.get(last.input[0]) if last.op_type == "DequantizeLinear" else None
+        if rounded is None or rounded.op_type != "QuantizeLinear":
+            continue
+        exact = rounded.input[0]
+        graph.node.remove(last)
+        graph.node.remove(rounded)
+        for node in graph.node:
+            for names in (node.input, node.output):
+                names[:] = [output.name if name == exact else name for name in names]
+    return model
 
 
 def slim(model: onnx.ModelProto) -> onnx.ModelProto:
