@@ -18,6 +18,8 @@ from typing import Any
 
 import timing
 
+from soundmark import comparison, report_files
+
 ROOT = Path(__file__).resolve().parents[1]
 TAUGHT_ON, SCORED_ON = "3,4,5", "1,2"
 NO_MASKS = ["augment.time_masks=0", "augment.freq_masks=0"]
@@ -59,7 +61,7 @@ CHANGES: dict[str, dict[str, list[str] | None]] = {
     },
 }
 """Preset -> what is changed -> overrides; None is another export of the first row."""
-ALONE = "labels alone, no teacher"
+BASE, ALONE = "as it is", "labels alone, no teacher"
 
 
 def run(*words: object) -> None:
@@ -70,17 +72,21 @@ def run(*words: object) -> None:
         raise SystemExit(status)
 
 
-def row(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """Train, export and score the student of one change; what is there already is kept."""
-    changes = CHANGES[args.preset][name]
-    home = args.runs / args.preset / name.split(",")[0].replace(" ", "-").replace("'", "").replace("(", "")
-    student = home if changes is not None else args.runs / args.preset / "as-it-is"
+def folder(name: str, args: argparse.Namespace) -> Path:
+    """Return where the student of one change lies."""
+    runs: Path = args.runs / args.preset
+    return runs / name.split(",")[0].replace(" ", "-").replace("'", "").replace("(", "")
+
+
+def scored(name: str, args: argparse.Namespace) -> Path:
+    """Train, export and score the student of one change, and return its report; what is there already is kept."""
+    changes, home = CHANGES[args.preset][name], folder(name, args)
     data = ["--data", args.data] if args.data else []
     overrides = [word for value in [*(changes or []), *args.set] for word in ("--set", value)]
     report = home / "report.json"
     if not report.exists():
         if changes is None:
-            run("export", student / "run", "--quantize", "false", "--out", home / "bundle")
+            run("export", folder(BASE, args) / "run", "--quantize", "false", "--out", home / "bundle")
         else:
             teacher = [] if name == ALONE else ["--teacher", args.teachers / "inner-3-4-5" / "bundle"]
             verb = "train" if name == ALONE else "distill"
@@ -89,20 +95,30 @@ def row(name: str, args: argparse.Namespace) -> dict[str, Any]:
             where = ["--out", home / "run", "--export", home / "bundle"]
             run(verb, args.preset, *teacher, *data, *folds, *overrides, *where, *resume)
         run("evaluate", "--model", home / "bundle", *data, "--folds", SCORED_ON, "--out", report)
-    found = json.loads(report.read_text())
-    epochs = [json.loads(line) for line in (student / "run" / "history.jsonl").read_text().splitlines()]
-    figures = found["figures"]
-    return {
-        "change": name,
-        "set": changes,
-        "accuracy": figures["accuracy"],
-        "accuracy_interval_95": figures["accuracy_interval_95"],
-        "per_fold": figures["per_fold"],
-        "epochs": len(epochs),
-        "training_s": round(sum(epoch["seconds"] for epoch in epochs)),
-        "model_bytes": found["model_bytes"],
-        "model_digest": found["model_digest"],
-    }
+    return report
+
+
+def rows(names: list[str], args: argparse.Namespace) -> list[dict[str, Any]]:
+    """Return a row per change; differences are from the first, with an interval over clips that both answered."""
+    reports = [report_files.read(scored(name, args)) for name in names]
+    made = []
+    for name, seen, report in zip(names, comparison.compare(names, reports)["reports"], reports, strict=True):
+        changes = CHANGES[args.preset][name]
+        history = folder(name if changes is not None else BASE, args) / "run" / "history.jsonl"
+        epochs = [json.loads(line) for line in history.read_text().splitlines()]
+        kept = ("accuracy", "accuracy_interval_95", "difference", "difference_interval_95")
+        made.append(
+            {
+                "change": name,
+                "set": changes,
+                **{key: seen[key] for key in kept},
+                "per_fold": report.figures["per_fold"],
+                "epochs": len(epochs),
+                "training_s": round(sum(epoch["seconds"] for epoch in epochs)),
+                **{key: seen[key] for key in ("model_bytes", "model_digest")},
+            }
+        )
+    return made
 
 
 def main() -> None:
@@ -115,8 +131,8 @@ def main() -> None:
     parser.add_argument("--set", action="append", default=[], help="override of every student")
     args = parser.parse_args()
     names = args.only or list(CHANGES[args.preset])
-    rows = [row(name, args) for name in names]
-    for one in rows:
+    table = rows(names, args)
+    for one in table:
         print(f"{one['change']:<50}{one['accuracy']:>8.2%}{one['training_s'] / 60:>8.0f} min")
     if not args.only:
         report = {
@@ -126,7 +142,7 @@ def main() -> None:
             "taught_on": TAUGHT_ON,
             "scored_on": SCORED_ON,
             "machine": timing.machine(),
-            "rows": rows,
+            "rows": table,
         }
         timing.write(ROOT / "docs" / "ablations" / f"{args.preset}.json", report)
 
