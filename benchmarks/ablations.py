@@ -38,6 +38,7 @@ YAMNET_BANDS = [
     ),
     *("frontend.n_mels=64", "frontend.fmax=7500", "frontend.offset=1e-3", "frontend.mean=0"),
 ]
+LABELS = ["distill.soft=0", "distill.embedding=0"]
 CHANGES: dict[str, dict[str, list[str] | None]] = {
     "edge": {
         "as it is": [],
@@ -47,7 +48,7 @@ CHANGES: dict[str, dict[str, list[str] | None]] = {
         "one view of a clip instead of six": ["distill.views=1"],
         "bands up to 7.5 kHz (YAMNet's own 64, 16 kHz)": YAMNET_BANDS,
         "random start": ["network.pretrained="],
-        "labels alone, no teacher": [],
+        "labels instead of the teacher's answers": LABELS,
     },
     "tiny": {
         "as it is": [],
@@ -57,11 +58,11 @@ CHANGES: dict[str, dict[str, list[str] | None]] = {
         "no embeddings of the teacher": ["distill.embedding=0"],
         "one view of a clip instead of six": ["distill.views=1"],
         "random start": ["network.pretrained="],
-        "labels alone, no teacher": [],
+        "labels instead of the teacher's answers": LABELS,
     },
 }
 """Preset -> what is changed -> overrides; None is another export of the first row."""
-BASE, ALONE = "as it is", "labels alone, no teacher"
+BASE = "as it is"
 
 
 def run(*words: object) -> None:
@@ -88,12 +89,11 @@ def scored(name: str, args: argparse.Namespace) -> Path:
         if changes is None:
             run("export", folder(BASE, args) / "run", "--quantize", "false", "--out", home / "bundle")
         else:
-            teacher = [] if name == ALONE else ["--teacher", args.teachers / "inner-3-4-5" / "bundle"]
-            verb = "train" if name == ALONE else "distill"
+            teacher = ["--teacher", args.teachers / "inner-3-4-5" / "bundle"]
             resume = ["--resume"] if (home / "run").exists() else []
             folds = ["--test-fold", 1, "--train-folds", TAUGHT_ON]
             where = ["--out", home / "run", "--export", home / "bundle"]
-            run(verb, args.preset, *teacher, *data, *folds, *overrides, *where, *resume)
+            run("distill", args.preset, *teacher, *data, *folds, *overrides, *where, *resume)
         run("evaluate", "--model", home / "bundle", *data, "--folds", SCORED_ON, "--out", report)
     return report
 
