@@ -31,6 +31,8 @@ OURS = (
     "tiny-scratch-5folds.json",
 )
 """Reports whose systems stand in the README; docs/results.md has all."""
+SCORES = ("soundmark evaluate", "soundmark cv")
+"""Commands whose reports are of systems on test folds."""
 TIERS = ("edge", "tiny")
 """Columns of the page on small models."""
 LOOKED_AT = ("1", "2")
@@ -109,7 +111,7 @@ def systems() -> list[str]:
     rows = {
         path: tree
         for path, tree in reports.items()
-        if str(tree.get("report", "")).startswith("soundmark ") and "synthetic" not in tree["data"]
+        if str(tree.get("report", "")).startswith(SCORES) and "synthetic" not in tree["data"]
     }
     lines = [
         "| system | labels | folds | accuracy | 95 % interval | top 3 | file | report |",
