@@ -22,47 +22,20 @@ from soundmark import comparison, report_files
 
 ROOT = Path(__file__).resolve().parents[1]
 TAUGHT_ON, SCORED_ON = "3,4,5", "1,2"
-NO_MASKS = ["augment.time_masks=0", "augment.freq_masks=0"]
-MASKS = [
-    "augment.time_masks=2",
-    "augment.freq_masks=2",
-    "augment.time_mask_frames=30",
-    "augment.freq_mask_rows=8",
-]
-YAMNET_BANDS = [
-    *(
-        "frontend.sample_rate=16000",
-        "frontend.n_fft=512",
-        "frontend.win_length=400",
-        "frontend.hop_length=320",
-    ),
-    *("frontend.n_mels=64", "frontend.fmax=7500", "frontend.offset=1e-3", "frontend.mean=0"),
-]
-LABELS = ["distill.soft=0", "distill.embedding=0"]
-CHANGES: dict[str, dict[str, list[str] | None]] = {
-    "edge": {
-        "as it is": [],
-        "fp32 instead of int8": None,
-        "no masks over time and bands": NO_MASKS,
-        "no embeddings of the teacher": ["distill.embedding=0"],
-        "one view of a clip instead of six": ["distill.views=1"],
-        "bands up to 7.5 kHz (YAMNet's own 64, 16 kHz)": YAMNET_BANDS,
-        "random start": ["network.pretrained="],
-        "labels instead of the teacher's answers": LABELS,
-    },
-    "tiny": {
-        "as it is": [],
-        "fp32 instead of int8": None,
-        "with masks over time and bands": MASKS,
-        "half the learning rate": ["train.lr=2e-3"],
-        "no embeddings of the teacher": ["distill.embedding=0"],
-        "one view of a clip instead of six": ["distill.views=1"],
-        "random start": ["network.pretrained="],
-        "labels instead of the teacher's answers": LABELS,
-    },
+BASE = "as it is"
+BOTH: dict[str, list[str] | None] = {
+    BASE: [],
+    "fp32 instead of int8": None,
+    "one view of a clip instead of six": ["distill.views=1"],
+    "no embeddings of the teacher": ["distill.embedding=0"],
+    "labels instead of the teacher's answers": ["distill.soft=0", "distill.embedding=0"],
+    "random start": ["network.pretrained="],
+}
+CHANGES = {
+    "edge": BOTH | {"no masks over time and bands": ["augment.time_masks=0", "augment.freq_masks=0"]},
+    "tiny": BOTH,
 }
 """Preset -> what is changed -> overrides; None is another export of the first row."""
-BASE = "as it is"
 
 
 def run(*words: object) -> None:
@@ -76,7 +49,7 @@ def run(*words: object) -> None:
 def folder(name: str, args: argparse.Namespace) -> Path:
     """Return where the student of one change lies."""
     runs: Path = args.runs / args.preset
-    return runs / name.split(",")[0].replace(" ", "-").replace("'", "").replace("(", "")
+    return runs / name.replace(" ", "-").replace("'", "")
 
 
 def scored(name: str, args: argparse.Namespace) -> Path:

@@ -1,4 +1,4 @@
-"""Writes the figures of docs/results/*.json into the marked blocks of README.md, docs/results.md and docs/serve.md.
+"""Writes the figures of docs/results/*.json and docs/ablations/*.json into the marked blocks of README.md and docs.
 
     make results        # evaluates, times, then runs this
 
@@ -240,6 +240,30 @@ def _tier(tier: str) -> dict[str, str]:
     return rows
 
 
+def ablations() -> list[str]:
+    """Return what changes of edge and tiny are worth, a table each."""
+    lines: list[str] = []
+    for tier in TIERS:
+        path = ROOT / "docs" / "ablations" / f"{tier}.json"
+        if not path.exists():
+            continue
+        lines += [
+            *([""] if lines else []),
+            f"| `{tier}` | folds 1 and 2 | difference, in points (95 %) | file | epochs | minutes |",
+            "|---|---|---|---|---|---|",
+        ]
+        for row in json.loads(path.read_text())["rows"]:
+            away = "-"
+            if row["difference"] is not None:
+                low, high = (100 * end for end in row["difference_interval_95"])
+                away = f"{100 * row['difference']:+.2f} ({low:+.1f} to {high:+.1f})"
+            lines.append(
+                f"| {row['change']} | {row['accuracy']:.2%} | {away} | {row['model_bytes'] / 1e3:.0f} KB "
+                f"| {row['epochs']} | {row['training_s'] / 60:.0f} |"
+            )
+    return lines
+
+
 def _beside_fp32(name: str, figures: dict[str, Any]) -> dict[str, str]:
     whole = found(f"{name}-fp32-5folds.json")
     if whole is None:
@@ -274,6 +298,7 @@ BLOCKS: dict[str, Callable[[], list[str]]] = {
     "docs/results.md": systems,
     "docs/serve.md": service,
     "docs/small-models.md": tiers,
+    "docs/ablations.md": ablations,
 }
 """Page -> what stands between its marks."""
 
