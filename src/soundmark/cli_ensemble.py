@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import click
 
 from soundmark import cli_options
-from soundmark.config import EnsembleConfig, ExportConfig, UnknownScore, to_dict
+from soundmark.config import EnsembleConfig, ExportConfig, UnknownScore, fields, to_dict
 from soundmark.preset import load_preset
 
 if TYPE_CHECKING:
@@ -168,33 +168,29 @@ def ensemble(
     _print_members(made)
 
 
-@click.command("side-by-side", short_help="Fit one linear layer over the embeddings of several frozen runs.")
+_LAYER = frozenset({"layer", "l2", "shrink", "scale"})
+"""Fields of `EnsembleConfig` that say what stands over runs side by side."""
+
+
+@click.command("side-by-side", short_help="Fit one layer over the embeddings of several frozen runs.")
 @click.argument("runs", nargs=-1, required=True, type=cli_options.path, metavar="RUN...")
 @click.option("--out", type=cli_options.path, metavar="DIR", required=True, help="Ensemble to write.")
 @click.option("--data", metavar="D", help="The data of the runs, where it has moved.")
 @click.option(
-    "--l2",
-    type=float,
-    default=EnsembleConfig().l2,
-    show_default=True,
-    metavar="X",
-    help="Penalty on weights.",
-)
-@click.option(
     "--name", default="side-by-side", show_default=True, metavar="NAME", help="What results call it."
 )
 @click.option("--overwrite", is_flag=True, help="Replace an ensemble that is there.")
+@cli_options.config_options(EnsembleConfig, but=frozenset(fields(EnsembleConfig)) - _LAYER)
 @cli_options.config_options(ExportConfig, but=frozenset({"float_last"}))
 def side_by_side(
     runs: tuple[Path, ...],
     out: Path,
     data: str | None,
-    l2: float,
     name: str,
     overwrite: bool,
-    **fields: str | None,
+    **given: str | None,
 ) -> None:
-    """Set the embeddings of frozen RUNs side by side and fit one linear layer on their training clips.
+    """Set the embeddings of frozen RUNs side by side and fit one layer on their training clips.
 
     What comes out is an ensemble whose logits are added up: each member has its part of the layer.
     """
@@ -204,7 +200,10 @@ def side_by_side(
     from soundmark.learn.run_folder import open_run
 
     opened = [open_run(run) for run in runs]
-    options = cli_options.overrides("export", fields)
+    options = cli_options.overrides("export", {key: given[key] for key in given.keys() - _LAYER})
+    config = load_preset(
+        opened[0].path / "preset.toml", cli_options.overrides("ensemble", {key: given[key] for key in _LAYER})
+    ).ensemble
     exports = [load_preset(run / "preset.toml", options).export for run in runs]
     with render.clip_progress("embeddings", sum(run.info["n_clips"] for run in opened)) as on_clip:
         made = layers.side_by_side(
@@ -212,7 +211,7 @@ def side_by_side(
             out,
             data=data,
             exports=exports,
-            l2=l2,
+            config=config,
             name=name,
             overwrite=overwrite,
             on_clip=on_clip,

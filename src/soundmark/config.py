@@ -262,6 +262,9 @@ class DistillConfig(Config, frozen=True, kw_only=True):
     temperature: Annotated[float, msgspec.Meta(ge=0.1, le=100)] = 2.0  # softens the answers of both
     soft: Fraction = 0.9  # weight of the teachers' answers; the rest is that of the labels
     embedding: NonNegativeFloat = 0.0  # weight of the regression of the teachers' embeddings, 0: none
+    logits: NonNegativeFloat = (
+        0.0  # weight of the regression of the teachers' logits, whose level it keeps; 0: none
+    )
 
 
 class ExportConfig(Config, frozen=True, kw_only=True):
@@ -273,7 +276,7 @@ class ExportConfig(Config, frozen=True, kw_only=True):
     float_first: bool = (
         True  # first convolution, and a depthwise one behind it, stay in float (int8 costs most there)
     )
-    float_last: bool = False  # keep the last layer in float, for one whose weights differ much in size
+    float_last: bool = False  # keep linear layers in float, for those whose weights differ much in size
     golden_windows: Positive = 64  # windows on which torch, ONNX and int8 are compared
     max_int8_disagreement: Fraction = 0.1  # share of golden windows whose top-1 may change, else export fails
 
@@ -281,8 +284,15 @@ class ExportConfig(Config, frozen=True, kw_only=True):
 class EnsembleConfig(Config, frozen=True, kw_only=True):
     """Members of a preset that is an ensemble; of its other sections, none is used then."""
 
-    members: tuple[str, ...] = ()  # presets; "a + b": frozen ones side by side under one linear layer
-    l2: PositiveFloat = 0.01  # penalty on the weights of that layer
+    members: tuple[str, ...] = ()  # presets; "a + b": frozen ones side by side under one layer
+    layer: Literal["linear", "cosine"] = (
+        "linear"  # one regression over all, or each its cosines with the labels
+    )
+    l2: PositiveFloat = 0.01  # linear: penalty on the weights
+    shrink: Annotated[float, msgspec.Meta(gt=0, le=1)] = (
+        0.1  # cosine: how far covariance is drawn to equal variances
+    )
+    scale: PositiveFloat = 8.0  # cosine: factor on every member's cosines
     fit: bool = True  # weights and temperatures from inner answers; false: equal weights, temperature 1
     quantize: bool = True  # as the members' presets say; false: all members are fp32
 

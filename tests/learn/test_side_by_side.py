@@ -13,17 +13,20 @@ import torch
 from msgspec.structs import replace as with_fields
 
 import synthetic
-from soundmark.config import ExportConfig, NetworkConfig
+from soundmark.config import EnsembleConfig, ExportConfig, NetworkConfig
 from soundmark.dataset import Dataset
 from soundmark.ensemble import Ensemble, load_model
 from soundmark.errors import ConfigError, TrainingError
 from soundmark.evaluate import evaluate
+from soundmark.learn import cosine
 from soundmark.learn.finished import load_network, training_features
 from soundmark.learn.run_folder import Run
 from soundmark.learn.side_by_side import embeddings, fit, side_by_side
 from soundmark.learn.train import train
+from soundmark.learn.trunks import split_head
 from soundmark.postprocess import softmax
 from soundmark.preset import Preset
+from soundmark.runtime import Runtime
 
 FP32 = ExportConfig(quantize=False, golden_windows=16)
 WIDTHS = {"thin": (8,) * 14, "wide": (12,) * 14}
@@ -81,7 +84,8 @@ def test_the_layer_is_the_minimum_of_its_loss_and_its_parts_add_up(rng: np.rando
 def test_members_together_are_the_joint_layer_on_embeddings_side_by_side(
     runs: list[Run], dataset: Dataset, tmp_path: Path
 ) -> None:
-    made = side_by_side(runs, tmp_path / "e", data=dataset, exports=[FP32, FP32], l2=0.02)
+    config = EnsembleConfig(l2=0.02)
+    made = side_by_side(runs, tmp_path / "e", data=dataset, exports=[FP32, FP32], config=config)
     pairs = [embedded(run, dataset) for run in runs]
     targets = pairs[0][1]
     x = np.concatenate([part for part, _ in pairs], axis=1)
@@ -101,6 +105,34 @@ def test_members_together_are_the_joint_layer_on_embeddings_side_by_side(
     assert report.stamps == ()
     assert report.figures["accuracy"] > 0.4  # random trunks; by chance 0.2
     assert evaluate(made, dataset, folds=[1]).stamps
+
+
+def test_members_give_cosines_that_are_added_up(runs: list[Run], dataset: Dataset, tmp_path: Path) -> None:
+    config = EnsembleConfig(layer="cosine", shrink=0.2, scale=5.0)
+    made = side_by_side(runs, tmp_path / "e", data=dataset, exports=[FP32, FP32], config=config)
+    pairs = [embedded(run, dataset) for run in runs]
+    clips = dataset.in_folds([1]).clips
+    rows = [dataset.in_folds(runs[0].info["train_folds"]).clips.index(clip) for clip in clips]
+    wanted = np.zeros((len(clips), len(dataset.labels)))
+    for x, targets in pairs:
+        found = cosine.fit(x, targets, len(dataset.labels), shrink=0.2)
+        there = x[rows] @ found.weight.T + found.bias
+        wanted += 5 * (there / np.linalg.norm(there, axis=1, keepdims=True)) @ found.means.T
+    heard = [made.classify(clip.path) for clip in clips]
+    np.testing.assert_allclose([one.logits[0] for one in heard], wanted, atol=2e-3)
+    head = {"side_by_side": ["thin", "wide"], "shrink": 0.2, "scale": 5.0, "clips": len(pairs[0][0])}
+    assert all(training["head"] == head for training in made.trainings)
+
+    for (
+        model
+    ) in made.models:  # its graph is cut before the projection, and what is left does not know the head
+        trunk, head_of = split_head(model.bundle.model, name="cosine")  # type: ignore[attr-defined]
+        assert head_of is not None
+        assert head_of.projection is not None
+        features = np.random.default_rng(0).standard_normal((3, 32, 51)).astype(np.float32)
+        before = Runtime(trunk, input_shape=(32, 51), n_labels=head_of.width).logits(features)
+        whole = Runtime(model.bundle.model, input_shape=(32, 51), n_labels=5).logits(features)  # type: ignore[attr-defined]
+        np.testing.assert_allclose(head_of(before), whole, atol=1e-4)
 
 
 def test_windows_of_a_clip_count_as_their_mean(runs: list[Run], dataset: Dataset) -> None:

@@ -29,7 +29,7 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
         )
     graph = onnx.load(fp32).graph
     first = _first_convolutions(graph) if config.float_first else []
-    linear = [node.name for node in graph.node if node.op_type == "Gemm"]
+    linear = [node.name for node in graph.node if node.op_type == "Gemm"] if config.float_last else []
     methods = {
         "minmax": ortq.CalibrationMethod.MinMax,
         "percentile": ortq.CalibrationMethod.Percentile,
@@ -46,7 +46,7 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
             activation_type=ortq.QuantType.QUInt8,
             weight_type=ortq.QuantType.QInt8,
             op_types_to_quantize=["Conv", "Relu", "Clip", "Add", "MaxPool", "Gemm"],
-            nodes_to_exclude=first + linear[-1 if config.float_last else len(linear) :],
+            nodes_to_exclude=first + linear,
             calibrate_method=methods[config.calibration],
         )
     made: bytes = slim(float_outputs(onnx.load(target))).SerializeToString()

@@ -1,8 +1,9 @@
-"""One linear layer over the embeddings of several frozen runs, as an ensemble whose members' logits are added up.
+"""A layer over the embeddings of several frozen runs, as an ensemble whose members' logits are added up.
 
-The layer is multinomial logistic regression on standardised embeddings of the training clips. It is convex, so there is
+`linear` is multinomial logistic regression on standardised embeddings of the training clips. It is convex, so there is
 one answer, and nothing is drawn. Each member gets the columns of its own embedding, standardisation folded in; that
-makes weights of very different sizes, so the layer stays in float where the rest of a member is int8.
+makes weights of very different sizes, so the layer stays in float where the rest of a member is int8. `cosine` gives
+each member a head of its own (`soundmark.learn.cosine`), whose cosines are added up.
 """
 
 from __future__ import annotations
@@ -24,15 +25,13 @@ from soundmark.config import EnsembleConfig, ExportConfig
 from soundmark.dataset import Dataset
 from soundmark.ensemble import Ensemble
 from soundmark.errors import ConfigError, TrainingError
-from soundmark.learn import frozen
+from soundmark.learn import cosine
 from soundmark.learn.embeddings import Embedder, Embedding
 from soundmark.learn.export import write_bundle
 from soundmark.learn.features import FeatureStore, extract
 from soundmark.learn.finished import load_network, training_set
 from soundmark.learn.run_folder import Run
 
-L2 = EnsembleConfig().l2
-"""Strength of the penalty: the loss is the mean cross-entropy plus ``L2 / 2`` times the sum of squared weights."""
 BATCH = 32
 _SHARED = ("data_digest", "train_folds", "test_fold", "labels", "split")
 
@@ -53,30 +52,28 @@ def side_by_side(
     *,
     data: str | Path | Dataset | None = None,
     exports: Sequence[ExportConfig] = (),
-    l2: float = L2,
+    config: EnsembleConfig = EnsembleConfig(),  # noqa: B008 - frozen
     name: str = "side-by-side",
     overwrite: bool = False,
     on_clip: Callable[[int], None] | None = None,
 ) -> Ensemble:
-    """Fit one layer over the embeddings of ``runs`` and write the ensemble ``out``.
+    """Fit a layer over the embeddings of ``runs`` and write the ensemble ``out``.
 
     Args:
         runs: finished runs whose trunk is frozen, trained on the same clips.
         out: the ensemble.
         data: see `export`.
         exports: an export section for each run; default: those of the runs.
-        l2: strength of the penalty on weights; a fixed value, or one that was chosen on an inner fold.
+        config: which layer, and its numbers; fixed values, or chosen on an inner fold.
         name: of the ensemble.
         overwrite: replace an ensemble that is there.
         on_clip: called with 1 per clip and run.
 
     Raises:
-        ConfigError: a run whose trunk learnt, or that is not of two halves; runs of other clips; ``l2`` not above 0.
+        ConfigError: a run whose trunk learnt, or that is not of two halves; runs of other clips.
         TrainingError: see `export`.
         StorageError: ``out`` exists or cannot be written.
     """
-    if not l2 > 0:
-        raise ConfigError(f"l2 is {l2:g}", wanted="a number above 0")
     ensemble.refuse_existing(out, overwrite=overwrite)
     _refuse(runs)
     networks = [load_network(run) for run in runs]
@@ -95,18 +92,15 @@ def side_by_side(
     target_of = {clip.name: target for clip, target in zip(train_set.clips, train_set.targets, strict=True)}
     clips = [clip for clip in parts[0] if all(clip in part for part in parts)]
     x = [torch.stack([part[clip] for clip in clips]).double().numpy() for part in parts]
-    layers = fit(x, np.array([target_of[clip] for clip in clips]), len(train_set.labels), l2=l2)
-    beside = [run.preset.name for run in runs]
+    heads, numbers = _heads(x, np.array([target_of[clip] for clip in clips]), len(train_set.labels), config)
+    head = {"side_by_side": [run.preset.name for run in runs], **numbers, "clips": len(clips)}
     with tempfile.TemporaryDirectory(prefix="soundmark-side-by-side-") as scratch:
         members = []
-        for index, (run, network, store, layer) in enumerate(
-            zip(runs, networks, stores, layers, strict=True)
-        ):
-            _set_head(network, layer)
-            head = {"side_by_side": beside, "l2": l2, "clips": len(clips)}
-            config = replace(exports[index] if exports else run.preset.export, float_last=True)
+        for index, (run, network, store) in enumerate(zip(runs, networks, stores, strict=True)):
+            network.head = heads[index]
+            export = replace(exports[index] if exports else run.preset.export, float_last=True)
             part = Run(run.path, run.preset, {**run.info, "head": head})
-            written, _ = write_bundle(part, network, store, Path(scratch) / str(index), config)
+            written, _ = write_bundle(part, network, store, Path(scratch) / str(index), export)
             members.append(Classifier(written))
         return ensemble.write(out, members, name=name, combine="logits", overwrite=overwrite)
 
@@ -123,16 +117,35 @@ def embeddings(network: nn.Module, store: FeatureStore, clips: Sequence[str]) ->
     return {clip: torch.stack(some).mean(dim=0) for clip, some in of_windows.items()}
 
 
-def fit(
-    parts: Sequence[Matrix], targets: npt.NDArray[np.int64], n_labels: int, *, l2: float = L2
-) -> list[Layer]:
+def _heads(
+    parts: Sequence[Matrix], targets: npt.NDArray[np.int64], n_labels: int, config: EnsembleConfig
+) -> tuple[list[nn.Module], dict[str, float]]:
+    """Return the head of each member, and the numbers behind them."""
+    if config.layer == "cosine":
+        found = [cosine.fit(part, targets, n_labels, shrink=config.shrink) for part in parts]
+        heads: list[nn.Module] = [cosine.CosineHead(one, config.scale) for one in found]
+        return heads, {"shrink": config.shrink, "scale": config.scale}
+    layers = fit(parts, targets, n_labels, l2=config.l2)
+    return [_linear(layer) for layer in layers], {"l2": config.l2}
+
+
+def _linear(layer: Layer) -> nn.Linear:
+    made = nn.Linear(*reversed(layer.weight.shape))
+    with torch.no_grad():
+        made.weight.copy_(torch.from_numpy(layer.weight))
+        made.bias.copy_(torch.from_numpy(layer.bias))
+    return made
+
+
+def fit(parts: Sequence[Matrix], targets: npt.NDArray[np.int64], n_labels: int, *, l2: float) -> list[Layer]:
     """Return a layer for each of ``parts``; the sum of what they give is the jointly fitted layer.
 
     Args:
         parts: embeddings ``(n, width)`` of the same clips, each of another trunk.
         targets: ``(n,)``.
         n_labels: labels.
-        l2: see `L2`.
+        l2: strength of the penalty: the loss is the mean cross-entropy plus ``l2 / 2`` times the sum of squared
+            weights.
     """
     x = np.concatenate(parts, axis=1)
     mean, spread = x.mean(axis=0), x.std(axis=0)
@@ -169,13 +182,6 @@ def _regress(x: Matrix, targets: npt.NDArray[np.int64], n_labels: int, l2: float
 
     optimizer.step(closure)  # type: ignore[no-untyped-call]
     return weight.detach().numpy(), bias.detach().numpy()
-
-
-def _set_head(network: nn.Module, layer: Layer) -> None:
-    weight, bias = frozen.head_of(network)
-    with torch.no_grad():
-        weight.copy_(torch.from_numpy(layer.weight))
-        bias.copy_(torch.from_numpy(layer.bias))
 
 
 def _refuse(runs: Sequence[Run]) -> None:

@@ -1,7 +1,8 @@
 """What a student learns from: views of its clips, the labels in them, and what the teachers say.
 
 It takes the place of `Batches` in the loop of `train`. Sources: Hinton, Vinyals and Dean, "Distilling the Knowledge in
-a Neural Network", 2015 (T squared times the soft term); Beyer et al., CVPR 2022 (mixed views).
+a Neural Network", 2015 (T squared times the soft term); Ba and Caruana, NeurIPS 2014 (logits as numbers to hit); Beyer
+et al., CVPR 2022 (mixed views).
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def distill_loss(logits: Tensor, hard: Tensor, teacher: Tensor, *, soft: float, 
     Args:
         logits: of the student, ``(batch, n_labels)``.
         hard: the loss on labels, a number.
-        teacher: log-probabilities ``(batch, n_labels)``.
+        teacher: logits ``(batch, n_labels)``.
         soft: weight of the teacher.
         temperature: T.
     """
@@ -78,6 +79,12 @@ class Taught:
         """Open the blocks of all folds and let the teachers' heads answer."""
         self._preset, self._seen, self._n_labels = preset, seen, n_labels
         config = preset.distill
+        deaf = [teacher.verified.path for teacher in teachers if not teacher.has_level]
+        if config.logits and deaf:
+            raise ConfigError(
+                f"`distill.logits`, and {deaf[0]} hears several windows, so its answers have no level",
+                wanted="teachers with windows as long as the student's, or 0",
+            )
         self._where = [(fold, row) for fold in range(len(folds)) for row in range(len(folds[fold].clips))]
         self._features = [[_opened(seen, fold, view) for view in range(config.views)] for fold in folds]
         plans = [
@@ -133,6 +140,8 @@ class Taught:
         logits, labels, answers = out[:, :n], told[:, :n], told[:, n : 2 * n]
         hard = label_loss(logits, labels, self._preset.train, self.weights)
         loss = distill_loss(logits, hard, answers, soft=config.soft, temperature=config.temperature)
+        if config.logits:
+            loss = loss + config.logits * functional.huber_loss(logits, answers)
         if self._embeddings:
             loss = loss + config.embedding * functional.huber_loss(out[:, n:], told[:, 2 * n :])
         return loss
@@ -181,5 +190,5 @@ def _opened(consumer: views.Consumer, fold: views.Fold, view: int) -> npt.NDArra
 
 
 def _answer(teachers: Sequence[Teacher], fold: views.Fold, view: int) -> Array:
-    answers = [teacher.log_scores(_opened(teacher.trunk, fold, view)) for teacher in teachers]
+    answers = [teacher.answers(_opened(teacher.trunk, fold, view)) for teacher in teachers]
     return agreed(answers, [teacher.weight for teacher in teachers])

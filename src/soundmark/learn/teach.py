@@ -234,6 +234,6 @@ def _bundle(preset: Preset, member: Sequence[Preset], home: Path, dataset: Datas
     if not _is_there(out):
         runs = [open_run(home / one.name / "run") for one in member]
         side_by_side(
-            runs, out, data=dataset, l2=preset.ensemble.l2, name=out.name, overwrite=True, on_clip=on_clip
+            runs, out, data=dataset, config=preset.ensemble, name=out.name, overwrite=True, on_clip=on_clip
         )
     return out

@@ -1,6 +1,7 @@
 """Teachers: bundles and ensembles that know the training folds and no other, and their common answer to a view.
 
-The answer of several is the weighted mean of their log-probabilities, each at its own temperature.
+The answer of several is the weighted mean of their logits, each at its own temperature; of one that hears several
+windows, of its log-probabilities, which have no level.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ class Teacher:
 
     Attributes:
         verified: the bundle.
-        weight: factor on its log-probabilities.
+        weight: factor on its answers.
         temperature: its logits are divided by it.
         trunk: what hears a view.
         head: what makes logits of what the trunk gave, None where those are logits.
@@ -49,18 +50,25 @@ class Teacher:
     head: Head | None
     fitted: tuple[int, ...] = ()
 
-    def log_scores(self, rows: npt.NDArray[Any]) -> Array:
-        """Return log-probabilities ``(n, n_labels)`` of what the trunk gave, ``(n, n_windows, width)``."""
+    @property
+    def has_level(self) -> bool:
+        """Whether its answers are logits, whose level says something."""
+        return self.trunk.row[0] == 1
+
+    def answers(self, rows: npt.NDArray[Any]) -> Array:
+        """Return the answers ``(n, n_labels)`` to what the trunk gave, ``(n, n_windows, width)``; see above."""
         logits = np.asarray(rows, np.float32) if self.head is None else self.head(rows)
+        if self.has_level:
+            return logits[:, 0] / np.float32(self.temperature)
         return log_scores(logits, self.temperature, self.verified.manifest.decision.pooling).astype(
             np.float32
         )
 
 
 def agreed(answers: Sequence[Array], weights: Sequence[float]) -> Array:
-    """Return the weighted sum of log-probabilities ``(n, n_labels)``, as log-probabilities again."""
+    """Return the weighted sum ``(n, n_labels)`` of answers; its softmax is the common one."""
     total = sum(weight * answer.astype(np.float64) for weight, answer in zip(weights, answers, strict=True))
-    return log_scores(np.asarray(total)[:, None], 1.0, "mean").astype(np.float32)
+    return np.asarray(total).astype(np.float32)
 
 
 def members(folder: Path) -> tuple[list[tuple[Bundle, float, float]], tuple[int, ...]]:

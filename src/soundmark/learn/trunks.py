@@ -1,14 +1,15 @@
 """A bundle's graph in two: the trunk, features to embedding, and the head, its last layer, which alone may differ.
 
 Bundles that were trained on a frozen trunk differ in the head alone, so what the trunk made of a window serves all of
-them. Where the graph does not end in a `Gemm` of float constants (an int8 bundle), the trunk is the whole of it.
+them. The head is a `Gemm` of float constants, or two with a division by the length between them (`learn.cosine`). Where
+the graph ends in neither (an int8 bundle), the trunk is the whole of it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from soundmark import audio, onnxgraph
 from soundmark.bundle import RESAMPLER, Bundle
 from soundmark.errors import TrainingError
 from soundmark.frontend import Frontend
+from soundmark.learn.cosine import LEAST
 from soundmark.runtime import OUTPUT, Runtime
 
 Array = npt.NDArray[np.float32]
@@ -33,14 +35,25 @@ class Head:
     Attributes:
         weight: ``(width, n_labels)``.
         bias: ``(n_labels,)``.
+        projection: what comes before it, whose output gets the length 1; None: nothing.
     """
 
     weight: Array
     bias: Array
+    projection: Head | None = None
+
+    @property
+    def width(self) -> int:
+        """Numbers in an embedding."""
+        return len((self.projection or self).weight)
 
     def __call__(self, embedding: npt.NDArray[Any]) -> Array:
         """Return logits ``(..., n_labels)`` of embeddings ``(..., width)``."""
-        logits: Array = np.asarray(embedding, np.float32) @ self.weight + self.bias
+        x = np.asarray(embedding, np.float32)
+        if self.projection:
+            x = self.projection(x)
+            x = x / (np.linalg.norm(x, axis=-1, keepdims=True) + LEAST)
+        logits: Array = x @ self.weight + self.bias
         return logits
 
 
@@ -53,14 +66,13 @@ def split_head(model: bytes, *, name: str) -> tuple[bytes, Head | None]:
     proto = onnxgraph.parse(model, name=name)
     onnxgraph.check(proto, name=name)
     graph = proto.graph
-    constants = {tensor.name: tensor for tensor in graph.initializer}
-    last = next((node for node in graph.node if OUTPUT in node.output), None)
-    head = None if last is None else _head(last, constants)
+    nodes, head = _end(graph)
     del graph.value_info[:]
-    if last is None or head is None:
+    if head is None:
         return proto.SerializeToString(), None
-    embedding = last.input[0]
-    graph.node.remove(last)
+    embedding = nodes[-1].input[0]
+    for node in nodes:
+        graph.node.remove(node)
     for node in graph.node:
         for names in (node.input, node.output):
             for place, one in enumerate(names):
@@ -69,21 +81,53 @@ def split_head(model: bytes, *, name: str) -> tuple[bytes, Head | None]:
     used = {one for node in graph.node for one in node.input}
     for tensor in [tensor for tensor in graph.initializer if tensor.name not in used]:
         graph.initializer.remove(tensor)
-    graph.output[0].type.tensor_type.shape.dim[1].dim_value = len(head.weight)
+    graph.output[0].type.tensor_type.shape.dim[1].dim_value = head.width
     return proto.SerializeToString(), head
 
 
-def _head(node: Any, constants: dict[str, Any]) -> Head | None:
-    """Return what a node that gives the logits multiplies by and adds, None where it is not a plain float `Gemm`."""
-    if node.op_type != "Gemm" or len(node.input) != 3 or not set(node.input[1:]) <= set(constants):
+def _end(graph: Any) -> tuple[list[Any], Head | None]:
+    """Return the nodes of the head, last one first, and the head; none where the graph does not end in one."""
+    constants = {tensor.name: tensor for tensor in graph.initializer}
+    makers = {name: node for node in graph.node for name in node.output}
+    last = makers.get(OUTPUT)
+    head = _linear(last, constants)
+    if last is None or head is None:
+        return [], None
+    behind = _to_length_one(last.input[0], makers, constants)
+    before = _linear(makers.get(behind[-1].input[0]), constants) if behind else None
+    if before is None:
+        return [last], head
+    return [last, *behind, makers[behind[-1].input[0]]], replace(head, projection=before)
+
+
+def _to_length_one(name: str, makers: dict[str, Any], constants: dict[str, Any]) -> list[Any]:
+    """Return the nodes that make ``name`` of a tensor, x / (sqrt(sum(x * x)) + LEAST), last one first; or none."""
+    nodes: list[Any] = []
+    for kind, place in (("Div", 1), ("Add", 0), ("Sqrt", 0), ("ReduceSum", 0), ("Mul", 0)):
+        node = makers.get(name)
+        if node is None or node.op_type != kind:
+            return []
+        nodes.append(node)
+        name = node.input[place]
+    divided, added, *_, squared = nodes
+    least = constants.get(added.input[1])
+    same = {divided.input[0], *squared.input} == {name}
+    return nodes if same and least is not None and onnxgraph.values(least).item() < 2 * LEAST else []
+
+
+def _linear(node: Any, constants: dict[str, Any]) -> Head | None:
+    """Return what a node multiplies by and adds, None where it is not a plain float `Gemm`."""
+    if node is None or node.op_type != "Gemm" or not {*node.input[1:]} <= {*constants}:
         return None
     numbers = {one.name: (one.i if one.name.startswith("trans") else one.f) for one in node.attribute}
     if numbers.get("alpha", 1.0) != 1.0 or numbers.get("beta", 1.0) != 1.0 or numbers.get("transA", 0):
         return None
-    weight, bias = (onnxgraph.values(constants[one]) for one in node.input[1:])
+    weight, *biases = (onnxgraph.values(constants[one]) for one in node.input[1:])
+    weight = weight.T if numbers.get("transB", 0) else weight
+    bias = biases[0] if biases else np.zeros(weight.shape[1], np.float32)
     if weight.dtype != np.float32 or bias.dtype != np.float32 or bias.ndim != 1:
         return None
-    return Head(np.array(weight.T if numbers.get("transB", 0) else weight), np.array(bias))
+    return Head(np.array(weight), np.array(bias))
 
 
 class Trunk:
@@ -107,7 +151,7 @@ class Trunk:
         said = json.dumps([manifest.frontend_fingerprint, self._window, self._hop, RESAMPLER, window_s])
         self.key = hashlib.sha256(said.encode() + model).hexdigest()
         heard = np.zeros(round(window_s * self.sample_rate), dtype=np.float32)
-        self._width = len(manifest.labels) if self.head is None else len(self.head.weight)
+        self._width = len(manifest.labels) if self.head is None else self.head.width
         self.row = (len(self._windows(heard)), self._width)
         self.dtype: np.dtype[Any] = np.dtype(np.float32 if self.head is None else np.float16)
         self._runtime: Runtime | None = None
