@@ -172,6 +172,8 @@ class NetworkConfig(Config, frozen=True, kw_only=True):
     resize: tuple[Positive, ...] = ()  # rows and frames that a resnet sees, empty: as they are
     keep: NonNegative = 0  # first convolutions of a yamnet that are kept, an odd number, 0: all 27
     batch_norm: bool = False  # batch norm behind each convolution of a yamnet, at first changing nothing
+    taps: tuple[Positive, ...] = ()  # convolutions of a yamnet that are pooled beside the last one, odd numbers
+    head: Literal["linear", "cosine"] = "linear"  # of a yamnet; cosine begins as discriminants of the training clips
     pretrained: str = ""  # what its weights were learnt from; without `--weights` it starts from random ones
 
 
@@ -225,7 +227,7 @@ class AugmentConfig(Config, frozen=True, kw_only=True):
 class TrainConfig(Config, frozen=True, kw_only=True):
     """One fixed schedule: nothing is chosen on the test fold, the last epoch's averaged weights are the result."""
 
-    epochs: Positive = 100  # passes over the training clips
+    epochs: NonNegative = 100  # passes over the training clips; 0: a head of cosines stays as it begins
     batch_size: Annotated[int, msgspec.Meta(ge=2)] = 32  # clips per step
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop"] = "adamw"  # update rule
     lr: Annotated[float, msgspec.Meta(gt=0, le=10)] = 3e-3  # peak learning rate

@@ -47,6 +47,9 @@ class Source(Protocol):
 
     def __len__(self) -> int: ...
 
+    def plain(self, size: int) -> Iterator[Tensor]:
+        """Yield the features of the first windows, each once and as they are, in the order of `targets`, in parts."""
+
     def __call__(self, rows: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Return what goes into the network and what `loss` compares its answer with, ``(batch, ...)`` both."""
 
@@ -156,6 +159,14 @@ class Batches:
         )
         features = mix_styles(self.finish(linear), config, generator)
         return mask(features, config, generator), soft
+
+    def plain(self, size: int) -> Iterator[Tensor]:
+        """Yield the features ``(batch, n_rows, n_frames)`` of all windows, unchanged, ``size`` at a time."""
+        for first in range(0, len(self), size):
+            linear = np.stack([self._linear[row] for row in range(first, min(first + size, len(self)))])
+            if self._live:  # waves, perhaps longer than a window
+                linear = np.stack([self._frontend.linear(wave[0, : self._window_samples]) for wave in linear])
+            yield self.finish(torch.from_numpy(linear))
 
     def learner(self, network: nn.Module) -> nn.Module:
         """Return ``network``."""

@@ -20,6 +20,8 @@ from torch import Tensor, nn
 
 LEAST = 1e-6
 """Added to the length of a projection, so that none is divided by 0."""
+SHRINK, SCALE = 0.2, 16.0
+"""With which the head of a network begins; the scale is that of two teachers' cosines, 8 each, added up."""
 
 Matrix = npt.NDArray[np.float64]
 
@@ -71,17 +73,21 @@ def fit(x: Matrix, targets: npt.NDArray[np.int64], n_labels: int, *, shrink: flo
 
 
 class CosineHead(nn.Module):
-    """Logits ``(batch, n_labels)`` of embeddings ``(batch, width)``: cosines times ``scale``."""
+    """Logits ``(batch, n_labels)`` of embeddings ``(batch, width)``: cosines times a scale, once it is fitted."""
 
-    def __init__(self, found: Discriminants, scale: float) -> None:
+    def __init__(self, width: int, n_labels: int) -> None:
         super().__init__()
-        n, width = found.weight.shape
+        n = min(n_labels - 1, width)
         self.projection = nn.Linear(width, n)
-        self.labels = nn.Linear(n, len(found.means), bias=False)
+        self.labels = nn.Linear(n, n_labels, bias=False)
+
+    def become(self, found: Discriminants, scale: float) -> CosineHead:
+        """Take what was found, and return itself."""
         with torch.no_grad():
             self.projection.weight.copy_(torch.from_numpy(found.weight))
             self.projection.bias.copy_(torch.from_numpy(found.bias))
             self.labels.weight.copy_(torch.from_numpy(scale * found.means))
+        return self
 
     def forward(self, embedding: Tensor) -> Tensor:
         """Return logits."""

@@ -36,6 +36,12 @@ class Embedding(Protocol):
         """Return logits ``(batch, n_labels)`` of embeddings."""
 
 
+def head_of(network: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of the last layer; of a learner, that of the network inside."""
+    head = getattr(getattr(network, "network", network), "head", None)
+    return list(head.parameters()) if isinstance(head, nn.Module) else list(network.parameters())[-2:]
+
+
 class Embedder:
     """Embeddings ``(n, width)``, float32 on the CPU, of features ``(n, n_rows, n_frames)``.
 
@@ -99,7 +105,10 @@ def _digest(network: nn.Module) -> str:
     """Return the SHA-256 of kind, names, shapes and values of all but the head."""
     kind = f"{type(network).__name__} torch {torch.__version__} {torch.get_num_threads()} threads"
     total = hashlib.sha256(kind.encode())
-    for name, tensor in list(network.state_dict().items())[:-2]:
+    head = {tensor.data_ptr() for tensor in head_of(network)}
+    for name, tensor in network.state_dict().items():
+        if tensor.data_ptr() in head:
+            continue
         total.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
         total.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return total.hexdigest()

@@ -1,12 +1,12 @@
 """Frozen layers: who learns in which epoch, and embeddings that are computed once where nothing changes them.
 
-The last layer (*head*) is what `networks` defines last, weight and bias; everything before it is the *trunk*. What is
+The last layer (*head*) is what `networks` defines last, as `head` or a weight and a bias; all before it is the *trunk*. What is
 frozen is a deterministic function of its input (batch norm keeps its numbers), and no gradient is computed for it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -14,8 +14,11 @@ from torch import Tensor, nn
 
 from soundmark.config import TrainConfig
 from soundmark.errors import ConfigError
+from soundmark.learn import cosine
 from soundmark.learn.batches import Source
-from soundmark.learn.embeddings import Embedder, Embedding
+from soundmark.learn.embeddings import Embedder, Embedding, head_of
+
+OnClip = Callable[[int], None] | None
 
 
 @runtime_checkable
@@ -24,6 +27,28 @@ class Settling(Protocol):
 
     def settle(self, parts: Iterable[Tensor]) -> None:
         """Bring them in line with features, some ``(batch, n_rows, n_frames)`` at a time."""
+
+
+def fit_head(network: nn.Module, source: Source, size: int, on_clip: OnClip = None) -> None:
+    """Let a head of cosines begin as the discriminants of the windows of ``source``; leave any other alone.
+
+    Args:
+        network: to change.
+        source: what is learnt from.
+        size: windows at a time.
+        on_clip: called with 0, so that a person can stop it.
+    """
+    head = getattr(network, "head", None)
+    if not isinstance(head, cosine.CosineHead):
+        return
+    embedder, parts = Embedder(network.eval()), list[Tensor]()
+    for features in source.plain(size):
+        parts.append(embedder(features))
+        if on_clip:
+            on_clip(0)
+    x = torch.cat(parts).double().numpy()
+    targets = source.targets[: len(x)].numpy()
+    head.become(cosine.fit(x, targets, head.labels.out_features, shrink=cosine.SHRINK), cosine.SCALE)
 
 
 def check(config: TrainConfig) -> None:
@@ -37,11 +62,6 @@ def check(config: TrainConfig) -> None:
             f"`train.frozen_epochs` {config.frozen_epochs} of {config.epochs} on {config.devices} devices",
             wanted="one device, or all epochs frozen, or none",
         )
-
-
-def head_of(network: nn.Module) -> list[nn.Parameter]:
-    """Return weight and bias of the last layer."""
-    return list(network.parameters())[-2:]
 
 
 def first_layers(network: nn.Module, count: int) -> list[nn.Module]:
@@ -95,7 +115,7 @@ class Embedded:
         batches: Source,
         size: int,
         device: torch.device,
-        on_clip: Callable[[int], None] | None = None,
+        on_clip: OnClip = None,
     ) -> None:
         """Get them, ``size`` windows at a time; ``on_clip`` is called with 0, so that a person can stop it."""
         self.weights, self.targets, self._source = batches.weights, batches.targets, batches
@@ -119,6 +139,10 @@ class Embedded:
     def steady(self) -> bool:
         """True."""
         return True
+
+    def plain(self, size: int) -> Iterator[Tensor]:
+        """Yield the embeddings, ``size`` at a time."""
+        yield from self._embeddings.split(size)
 
     def __len__(self) -> int:
         return len(self._embeddings)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from soundmark import weights
 from soundmark.config import NetworkConfig
 from soundmark.errors import TrainingError
+from soundmark.learn.embeddings import head_of
 from soundmark.learn.tflite_weights import is_tflite, yamnet_layers
 from soundmark.preset import Preset
 
@@ -102,7 +103,8 @@ def load_into(network: nn.Module, path: Path) -> str:
     given = network.adopt(given) if isinstance(network, Adopting) else given
     added: tuple[str, ...] = getattr(network, "added", ())
     own = network.state_dict()
-    head = list(own)[-2:]  # weight and bias of the last layer, defined last in every network here
+    of_head = {id(parameter) for parameter in head_of(network)}
+    head = {name for name, parameter in network.named_parameters() if id(parameter) in of_head}
     taken: dict[str, Tensor] = {}
     problems: list[str] = []
     for name, tensor in own.items():

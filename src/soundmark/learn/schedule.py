@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from soundmark.config import TrainConfig
+from soundmark.learn.embeddings import head_of
 
 
 def learning_rate(config: TrainConfig, progress: float) -> float:
@@ -34,14 +35,15 @@ def make_optimizer(network: nn.Module, config: TrainConfig) -> torch.optim.Optim
 
     A group's ``share`` is the part of the learning rate that it gets: `TrainConfig.trunk_lr` before the last layer.
     """
-    parameters = list(network.parameters())
+    head = head_of(network)
+    trunk = [one for one in network.parameters() if not any(one is other for other in head)]
     groups = [
         {
             "params": [p for p in part if (p.ndim > 1) == decays],
             "weight_decay": config.weight_decay if decays else 0.0,
             "share": share,
         }
-        for part, share in ((parameters[:-2], config.trunk_lr), (parameters[-2:], 1.0))
+        for part, share in ((trunk, config.trunk_lr), (head, 1.0))
         for decays in (True, False)
     ]
     kinds: dict[str, Callable[..., torch.optim.Optimizer]] = {

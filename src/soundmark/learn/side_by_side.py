@@ -123,7 +123,10 @@ def _heads(
     """Return the head of each member, and the numbers behind them."""
     if config.layer == "cosine":
         found = [cosine.fit(part, targets, n_labels, shrink=config.shrink) for part in parts]
-        heads: list[nn.Module] = [cosine.CosineHead(one, config.scale) for one in found]
+        heads: list[nn.Module] = [
+            cosine.CosineHead(part.shape[1], n_labels).become(one, config.scale)
+            for part, one in zip(parts, found, strict=True)
+        ]
         return heads, {"shrink": config.shrink, "scale": config.scale}
     layers = fit(parts, targets, n_labels, l2=config.l2)
     return [_linear(layer) for layer in layers], {"l2": config.l2}

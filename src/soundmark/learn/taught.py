@@ -7,7 +7,7 @@ et al., CVPR 2022 (mixed views).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -121,6 +121,12 @@ class Taught:
         if self._embeddings:
             told = torch.cat([told, self._embeddings(places)], dim=1)
         return mask(self._seen.features(stored), self._preset.augment, generator), told
+
+    def plain(self, size: int) -> Iterator[Tensor]:
+        """Yield the features of the plain view of every clip, ``size`` at a time."""
+        for first in range(0, len(self._where), size):
+            stored = [self._features[fold][0][row] for fold, row in self._where[first : first + size]]
+            yield self._seen.features(np.stack(stored))
 
     def learner(self, network: nn.Module) -> nn.Module:
         """Return what learns: ``network``, with a projection where embeddings are learnt too."""

@@ -117,7 +117,7 @@ def train(
     if dataset.stamps:
         info["stamps"] = list(dataset.stamps)
     wanted = preset.network.pretrained
-    still = preset.train.frozen_epochs or preset.train.frozen_layers
+    still = preset.train.frozen_epochs or preset.train.frozen_layers or not preset.train.epochs
     if wanted and not weights and still and not rehearsal:
         raise pretrained.missing(preset)
     if wanted or weights:
@@ -177,6 +177,7 @@ def _fit(
         pretrained.load_into(network, weights)
         if isinstance(network, frozen.Settling):
             network.settle(_some(batches, config))
+    frozen.fit_head(network, batches, config.batch_size, on_clip)
     network = batches.learner(network)
     network = network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = make_optimizer(network, config)
@@ -191,7 +192,7 @@ def _fit(
     averaged.to(fabric.device)
     source = batches
     forward: Callable[[Tensor], Tensor] = model
-    if frozen.Embedded.fits(network, batches, config):
+    if config.epochs and frozen.Embedded.fits(network, batches, config):
         source = frozen.Embedded(network.eval(), batches, config.batch_size, fabric.device, on_clip)
         model.mark_forward_method("classify")
         forward = model.classify

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from soundmark.config import NetworkConfig
 from soundmark.errors import ConfigError
+from soundmark.learn.cosine import CosineHead
 from soundmark.learn.networks.edge import SalientPool
 from soundmark.learn.networks.same import same
 
@@ -30,7 +31,8 @@ class YAMNet(nn.Module):
     """Logits ``(batch, n_labels)`` from features ``(batch, n_mels, n_frames)``.
 
     ``config.keep``: the first convolutions that are kept, 0 for all 27; ``config.channels``: widths as in `PLAN`, for
-    a thinner one, which takes the strongest filters of published weights.
+    a thinner one, which takes the strongest filters of published weights. ``config.taps``: 1x1 convolutions on the way
+    that are pooled, too. ``config.head``: a linear layer, or cosines with the labels (`soundmark.learn.cosine`).
 
     Attributes:
         added: parts of names that this network has and a file of weights need not have.
@@ -46,6 +48,10 @@ class YAMNet(nn.Module):
                 f"features of shape {shape}, `network.keep` {config.keep} and {len(widths)} widths",
                 wanted=f"32 or more rows and frames, an odd number up to {CONVOLUTIONS} and {len(PLAN)} widths",
             )
+        if list(config.taps) != sorted({*config.taps} & {*range(1, keep, 2)}):
+            raise ConfigError(
+                f"`network.taps` {config.taps}", wanted=f"odd numbers below {keep}, each once, the lowest first"
+            )
         self._left_out = tuple(f"layers.{index}." for index in range(keep, CONVOLUTIONS))
         self.added = (".bn.",) if config.batch_norm else ()
         norm = config.batch_norm
@@ -60,9 +66,11 @@ class YAMNet(nn.Module):
             layers.append(Convolution(before, after, layers[-1].shape, kernel=1, norm=norm))
         self.layers = nn.Sequential(*layers)
         self.pool = SalientPool(layers[-1].shape[1])
+        self.taps = nn.ModuleDict({str(tap - 1): SalientPool(layers[tap - 1].shape[1]) for tap in config.taps})
         self.dropout = nn.Dropout(config.dropout)
-        self.width = 2 * layers[-1].conv.out_channels
-        self.head = nn.Linear(self.width, n_labels)
+        self.width = 2 * sum(layers[place - 1].conv.out_channels for place in (*config.taps, keep))
+        cosine = config.head == "cosine"
+        self.head = CosineHead(self.width, n_labels) if cosine else nn.Linear(self.width, n_labels)
 
     def adopt(self, published: dict[str, Tensor]) -> dict[str, Tensor]:
         """Return a state dict without the convolutions and filters that are not kept.
@@ -96,9 +104,13 @@ class YAMNet(nn.Module):
         return kept
 
     def embed(self, features: Tensor) -> Tensor:
-        """Return ``(batch, width)``: the mean over time, and the mean of the largest quarter."""
-        embedding: Tensor = self.pool(self.layers(features[:, None]))
-        return embedding
+        """Return ``(batch, width)``: the mean over time, and the mean of the largest quarter, of taps and the end."""
+        x, parts = features[:, None], []
+        for place, layer in enumerate(self.layers):
+            x = layer(x)
+            if str(place) in self.taps:
+                parts.append(self.taps[str(place)](x))
+        return torch.cat([*parts, self.pool(x)], dim=1)
 
     def classify(self, embedding: Tensor) -> Tensor:
         """Return logits ``(batch, n_labels)`` of embeddings ``(batch, width)``."""
