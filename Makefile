@@ -11,7 +11,7 @@
 
 PYTHON = python3
 JOBS = 2
-TIERS = edge tiny edge-scratch tiny-scratch
+TIERS = edge tiny edge-scratch tiny-scratch yamnet-cosine
 PYTEST_ARGS =
 TORCH = $(shell grep '^torch==' constraints.txt)
 
@@ -42,7 +42,8 @@ check: $(VENV)/.soundmark-dev
 	$(BIN)/lint-imports
 
 bench: $(VENV)/.soundmark-bench
-	$(BIN)/python benchmarks/latency.py --model models/edge/fold5 --model models/tiny/fold5
+	$(BIN)/python benchmarks/latency.py --model models/edge/fold5 --model models/tiny/fold5 \
+	  --model models/yamnet-cosine/fold5
 	$(BIN)/python benchmarks/frontend.py
 
 results: $(VENV)/.soundmark-dev bench

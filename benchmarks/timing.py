@@ -51,20 +51,23 @@ def ratio(times: dict[str, list[float]], ours: str, theirs: str) -> float:
     return statistics.median(a / b for a, b in zip(times[ours], times[theirs], strict=True))
 
 
+VECTORS = {"avx2", "avx512f", "avx512_vnni", "avx_vnni", "avx512_bf16"}
+"""What a core must have for int8 and float kernels to be of one speed or another."""
+
+
 def machine() -> dict[str, Any]:
     """Return what a figure depends on: processor, threads, versions, commit."""
     model = platform.processor()
-    cpuinfo = Path("/proc/cpuinfo")
+    cpuinfo, flags = Path("/proc/cpuinfo"), set[str]()
     if cpuinfo.exists():
-        names = [
-            line.partition(":")[2].strip()
-            for line in cpuinfo.read_text().splitlines()
-            if "model name" in line
-        ]
-        model = names[0] if names else model
+        said = dict(line.partition(":")[::2] for line in cpuinfo.read_text().splitlines())
+        named = {key.strip(): value.strip() for key, value in said.items()}
+        model = named.get("model name", model)
+        flags = {*named.get("flags", "").split()} & VECTORS
     git = subprocess.run(["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "processor": model,
+        "vectors": sorted(flags),
         "cores_allowed": len(os.sched_getaffinity(0)),
         "system": platform.system(),
         "python": platform.python_version(),

@@ -172,8 +172,12 @@ class NetworkConfig(Config, frozen=True, kw_only=True):
     resize: tuple[Positive, ...] = ()  # rows and frames that a resnet sees, empty: as they are
     keep: NonNegative = 0  # first convolutions of a yamnet that are kept, an odd number, 0: all 27
     batch_norm: bool = False  # batch norm behind each convolution of a yamnet, at first changing nothing
-    taps: tuple[Positive, ...] = ()  # convolutions of a yamnet that are pooled beside the last one, odd numbers
-    head: Literal["linear", "cosine"] = "linear"  # of a yamnet; cosine begins as discriminants of the training clips
+    taps: tuple[
+        Positive, ...
+    ] = ()  # convolutions of a yamnet that are pooled beside the last one, odd numbers
+    head: Literal["linear", "cosine"] = (
+        "linear"  # of a yamnet; cosine begins as discriminants of the training clips
+    )
     pretrained: str = ""  # what its weights were learnt from; without `--weights` it starts from random ones
 
 

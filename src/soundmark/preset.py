@@ -74,7 +74,9 @@ class Preset(Config, frozen=True, kw_only=True):
         if self.waves.clip_s and self.waves.clip_s < self.window.window_s:
             raise ValueError("`waves.clip_s` is shorter than `window.window_s`")
         if not self.train.epochs and self.network.head != "cosine":
-            raise ValueError("`train.epochs` 0 needs `network.head` cosine: another head has nothing to begin with")
+            raise ValueError(
+                "`train.epochs` 0 needs `network.head` cosine: another head has nothing to begin with"
+            )
 
 
 def preset_names() -> list[str]:

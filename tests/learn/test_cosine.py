@@ -27,7 +27,8 @@ def cosines(seen: np.ndarray, targets: np.ndarray) -> np.ndarray:
 
 
 def logits(found: Discriminants, x: np.ndarray) -> np.ndarray:
-    return CosineHead(found, scale=8.0)(torch.from_numpy(x).float()).detach().numpy()
+    head = CosineHead(x.shape[1], len(found.means)).become(found, 8.0)
+    return head(torch.from_numpy(x).float()).detach().numpy()
 
 
 def test_logits_are_the_cosines_of_scikit_learns_discriminants(rng: np.random.Generator) -> None:
@@ -63,7 +64,7 @@ def test_far_sounds_have_a_low_level_wherever_they_are(rng: np.random.Generator)
     """A linear layer is surer the farther it goes; a cosine is not."""
     targets = np.arange(300) % 3
     x = 4 * np.eye(3, 8)[targets] + 0.3 * rng.standard_normal((300, 8))
-    head = CosineHead(fit(x, targets, 3, shrink=0.1), scale=1.0)
+    head = CosineHead(8, 3).become(fit(x, targets, 3, shrink=0.1), 1.0)
     middle = torch.from_numpy(x.mean(0)).float()
     near, far = (head((middle + length * torch.ones(8))[None]).max().item() for length in (1.0, 1000.0))
     assert head(torch.from_numpy(x).float()).max(dim=1).values.min() > 0.8
@@ -76,5 +77,5 @@ def test_more_labels_than_numbers(rng: np.random.Generator) -> None:
     x = rng.standard_normal((6, 2))[targets] + 0.1 * rng.standard_normal((120, 2))
     found = fit(x, targets, 6, shrink=0.1)
     assert found.weight.shape == (2, 2)
-    head = CosineHead(found, scale=8.0)
+    head = CosineHead(2, 6).become(found, 8.0)
     assert torch.isfinite(head(torch.from_numpy(np.tile(x.mean(0), (2, 1))).float())).all()

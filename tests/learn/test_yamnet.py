@@ -14,12 +14,19 @@ pytest.importorskip("lightning_fabric")
 from msgspec.structs import replace  # noqa: E402
 
 import synthetic  # noqa: E402
-from soundmark.config import AugmentConfig, NetworkConfig, TrainConfig  # noqa: E402
+from soundmark import audio  # noqa: E402
+from soundmark.classifier import Classifier  # noqa: E402
+from soundmark.config import AugmentConfig, NetworkConfig, TrainConfig, WaveConfig  # noqa: E402
 from soundmark.dataset import Dataset  # noqa: E402
 from soundmark.errors import ConfigError, TrainingError  # noqa: E402
+from soundmark.evaluate import evaluate  # noqa: E402
 from soundmark.frontend import Frontend  # noqa: E402
 from soundmark.learn import checkpoint, frozen, networks, pretrained  # noqa: E402
-from soundmark.learn.export import fold_batch_norm  # noqa: E402
+from soundmark.learn.batches import Batches  # noqa: E402
+from soundmark.learn.cosine import CosineHead  # noqa: E402
+from soundmark.learn.embeddings import Embedder  # noqa: E402
+from soundmark.learn.export import export, fold_batch_norm  # noqa: E402
+from soundmark.learn.finished import load_network  # noqa: E402
 from soundmark.learn.networks.yamnet import Convolution, YAMNet  # noqa: E402
 from soundmark.learn.schedule import make_optimizer  # noqa: E402
 from soundmark.learn.smoke import smoke  # noqa: E402
@@ -85,6 +92,74 @@ def test_the_first_convolutions_can_be_kept(
     assert made.embed(torch.zeros(1, 64, 498)).shape == (1, 2 * width)
     assert sum(p.numel() for p in made.layers.parameters()) == pytest.approx(parameters, rel=0.05)
     assert len(made.layers) == (keep or 27)
+
+
+def test_layers_on_the_way_are_heard_beside_the_last() -> None:
+    torch.manual_seed(0)
+    plain, tapped = network(9, channels=THIN), network(9, channels=THIN, taps=(5, 7))
+    tapped.layers.load_state_dict(plain.layers.state_dict())
+    x = torch.randn(2, 64, 498)
+    found = tapped.embed(x)
+    widths = [2 * THIN[place] for place in (2, 3, 4)]
+    assert tapped.width == found.shape[1] == sum(widths)
+    torch.testing.assert_close(found[:, -widths[-1] :], plain.embed(x))
+    on_the_way = plain.layers[:5](x[:, None])
+    torch.testing.assert_close(found[:, : THIN[2]], on_the_way.mean(dim=(2, 3)))
+    trunks = [Embedder(one).path for one in (plain, tapped)]
+    assert trunks[0] != trunks[1]  # equal weights, other numbers
+
+
+@pytest.mark.parametrize("taps", [(4,), (9,), (7, 5), (5, 5)])
+def test_taps_that_are_none_are_refused(taps: tuple[int, ...]) -> None:
+    with pytest.raises(ConfigError, match=r"network\.taps"):
+        network(9, taps=taps)
+
+
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_a_head_of_cosines_begins_as_discriminants_and_may_learn_on(
+    dataset: Dataset, tmp_path: Path, epochs: int
+) -> None:
+    made = preset()
+    network = replace(made.network, head="cosine", keep=9, taps=(5,), pretrained="")
+    made = replace(made, network=network, train=replace(made.train, epochs=epochs, frozen_epochs=epochs))
+    run = train(made, dataset, test_fold=5, out=tmp_path / "run")
+    assert run.info["finished"]
+    assert run.info["epochs"] == epochs
+    there = load_network(run)
+    fresh = networks.build(made.network, (32, 51), 5)
+    fresh.load_state_dict(there.state_dict())
+    source = Batches(made, dataset.in_folds([1, 2, 3, 4]))
+    frozen.fit_head(fresh, source, 8)
+    head, begun = there.head, fresh.head
+    assert isinstance(head, CosineHead)
+    assert torch.equal(head.labels.weight, begun.labels.weight) == (epochs == 0)  # type: ignore[union-attr]
+    made_of, _ = export(run, tmp_path / "bundle", data=dataset)
+    report = evaluate(Classifier(made_of), dataset, folds=[5])
+    assert report.figures["accuracy"] > 0.4  # random trunk; by chance 0.2
+
+
+def test_no_epoch_is_for_a_head_that_is_fitted() -> None:
+    with pytest.raises(ConfigError, match=r"network\.head"):
+        load_preset("yamnet-transfer", ["train.epochs=0"])
+    assert load_preset("yamnet-cosine").train.epochs == 0
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_plain_windows_are_those_of_classifying(dataset: Dataset, live: bool) -> None:
+    """Changes of the wave and of features are for learning alone."""
+    waves = WaveConfig(roll=1.0, gain_db=6.0, clip_s=1.0) if live else WaveConfig()
+    made = replace(synthetic.tiny_preset(), waves=waves)
+    part = dataset.in_folds([1])
+    found = torch.cat(list(Batches(made, part).plain(7)))
+    front = Frontend(made.frontend)
+    for row, clip in zip(found, part.clips, strict=True):
+        samples = audio.load(clip.path, sample_rate=made.frontend.sample_rate).samples
+        window = audio.windows(
+            samples,
+            window_samples=round(made.window.window_s * made.frontend.sample_rate),
+            hop_samples=round(made.window.hop_s * made.frontend.sample_rate),
+        )[0]
+        np.testing.assert_allclose(row, front(window), atol=1e-3)
 
 
 @pytest.mark.parametrize(("keep", "shape"), [(8, (64, 96)), (29, (64, 96)), (0, (16, 96))])

@@ -105,6 +105,9 @@ def _digest(network: nn.Module) -> str:
     """Return the SHA-256 of kind, names, shapes and values of all but the head."""
     kind = f"{type(network).__name__} torch {torch.__version__} {torch.get_num_threads()} threads"
     total = hashlib.sha256(kind.encode())
+    for name, module in network.named_modules():  # what is pooled where has no weights
+        if name and not name.startswith("head"):
+            total.update(f"{name} {type(module).__name__}".encode())
     head = {tensor.data_ptr() for tensor in head_of(network)}
     for name, tensor in network.state_dict().items():
         if tensor.data_ptr() in head:

@@ -1,7 +1,7 @@
 """Frozen layers: who learns in which epoch, and embeddings that are computed once where nothing changes them.
 
-The last layer (*head*) is what `networks` defines last, as `head` or a weight and a bias; all before it is the *trunk*. What is
-frozen is a deterministic function of its input (batch norm keeps its numbers), and no gradient is computed for it.
+The last layer (*head*) is what `networks` defines last, `head` or a weight and a bias; all before it is the *trunk*.
+What is frozen is a deterministic function of its input (batch norm keeps its numbers), and no gradient is computed.
 """
 
 from __future__ import annotations
@@ -142,7 +142,7 @@ class Embedded:
 
     def plain(self, size: int) -> Iterator[Tensor]:
         """Yield the embeddings, ``size`` at a time."""
-        yield from self._embeddings.split(size)
+        yield from torch.split(self._embeddings, size)
 
     def __len__(self) -> int:
         return len(self._embeddings)

@@ -50,7 +50,8 @@ class YAMNet(nn.Module):
             )
         if list(config.taps) != sorted({*config.taps} & {*range(1, keep, 2)}):
             raise ConfigError(
-                f"`network.taps` {config.taps}", wanted=f"odd numbers below {keep}, each once, the lowest first"
+                f"`network.taps` {config.taps}",
+                wanted=f"odd numbers below {keep}, each once, the lowest first",
             )
         self._left_out = tuple(f"layers.{index}." for index in range(keep, CONVOLUTIONS))
         self.added = (".bn.",) if config.batch_norm else ()
@@ -66,7 +67,9 @@ class YAMNet(nn.Module):
             layers.append(Convolution(before, after, layers[-1].shape, kernel=1, norm=norm))
         self.layers = nn.Sequential(*layers)
         self.pool = SalientPool(layers[-1].shape[1])
-        self.taps = nn.ModuleDict({str(tap - 1): SalientPool(layers[tap - 1].shape[1]) for tap in config.taps})
+        self.taps = nn.ModuleDict(
+            {str(tap - 1): SalientPool(layers[tap - 1].shape[1]) for tap in config.taps}
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.width = 2 * sum(layers[place - 1].conv.out_channels for place in (*config.taps, keep))
         cosine = config.head == "cosine"
