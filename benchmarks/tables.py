@@ -44,7 +44,7 @@ LATENCY = {"latency.json": "AVX-512 and VNNI", "latency-avx2.json": "AVX2 alone"
 LOOKED_AT = dict.fromkeys(TIERS, ("1", "2"))
 """Outer folds on which settings of a tier were compared, in part after looking at their scores (decision 10)."""
 SELECTED = {
-    "yamnet-cosine-5folds.json": "closed form; two settings seen on these folds; chosen without them {nested} (decision 12)",
+    "yamnet-cosine-5folds.json": "closed form; two settings seen on these folds, without that {nested} (decision 12)",
     "cosine-pair-5folds.json": "fp32, closed form; one setting compared on the same folds (decision 12)",
     "edge-5folds.json": "last epoch; masks decided by inner runs, but after a look at folds 1 and 2 (decision 10)",
     "tiny-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 10)",
