@@ -7,6 +7,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from soundmark.errors import DatasetError  # noqa: E402
 from soundmark.learn.cosine import CosineHead, Discriminants, fit  # noqa: E402
 
 pytestmark = pytest.mark.train
@@ -79,3 +80,8 @@ def test_more_labels_than_numbers(rng: np.random.Generator) -> None:
     assert found.weight.shape == (2, 2)
     head = CosineHead(2, 6).become(found, 8.0)
     assert torch.isfinite(head(torch.from_numpy(np.tile(x.mean(0), (2, 1))).float())).all()
+
+
+def test_a_label_without_clips_is_named() -> None:
+    with pytest.raises(DatasetError, match="label 2 has no clip"):
+        fit(np.eye(4), np.array([0, 1, 3, 3]), 4, shrink=0.1)

@@ -18,6 +18,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 
+from soundmark.errors import DatasetError
+
 LEAST = 1e-6
 """Added to the length of a projection, so that none is divided by 0."""
 SHRINK, SCALE = 0.2, 16.0
@@ -50,7 +52,15 @@ def fit(x: Matrix, targets: npt.NDArray[np.int64], n_labels: int, *, shrink: flo
         n_labels: how many there are.
         shrink: 0 to 1, how far the covariance within labels is drawn towards equal variances without correlation;
             above 0, since there are fewer clips than numbers.
+
+    Raises:
+        DatasetError: a label has no clip.
     """
+    counts = np.bincount(targets, minlength=n_labels)
+    if not counts.all():
+        raise DatasetError(
+            f"label {counts.argmin()} has no clip that can be used", wanted="clips of every label"
+        )
     spread = x.std(axis=0)
     spread = np.where(
         spread > 1e-6 * max(1e-12, float(spread.max())), spread, np.inf

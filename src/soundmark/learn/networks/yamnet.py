@@ -113,7 +113,8 @@ class YAMNet(nn.Module):
             x = layer(x)
             if str(place) in self.taps:
                 parts.append(self.taps[str(place)](x))
-        return torch.cat([*parts, self.pool(x)], dim=1)
+        last: Tensor = self.pool(x)
+        return torch.cat([*parts, last], dim=1) if parts else last
 
     def classify(self, embedding: Tensor) -> Tensor:
         """Return logits ``(batch, n_labels)`` of embeddings ``(batch, width)``."""
