@@ -138,6 +138,12 @@ def test_a_head_of_cosines_begins_as_discriminants_and_may_learn_on(
     assert report.figures["accuracy"] > 0.4  # random trunk; by chance 0.2
 
 
+@pytest.mark.parametrize("option", [{"head": "cosine"}, {"taps": (3,)}])
+def test_other_networks_have_neither_taps_nor_cosines(option: dict[str, object]) -> None:
+    with pytest.raises(ConfigError, match="the kind yamnet"):
+        networks.build(NetworkConfig(kind="edge", **option), (64, 98), 5)  # type: ignore[arg-type]
+
+
 def test_no_epoch_is_for_a_head_that_is_fitted() -> None:
     with pytest.raises(ConfigError, match=r"network\.head"):
         load_preset("yamnet-transfer", ["train.epochs=0"])

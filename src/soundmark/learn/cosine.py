@@ -43,6 +43,12 @@ class Discriminants:
     means: Matrix
 
 
+def spreads(x: Matrix) -> Matrix:
+    """Return the standard deviation ``(width,)`` of each number of ``x`` (n, width); of a constant, infinity."""
+    found = x.std(axis=0)
+    return np.where(found > 1e-6 * max(1e-12, float(found.max())), found, np.inf)  # a constant says nothing
+
+
 def fit(x: Matrix, targets: npt.NDArray[np.int64], n_labels: int, *, shrink: float) -> Discriminants:
     """Return the discriminants of embeddings ``x`` (n, width), and where the labels are among them.
 
@@ -61,10 +67,7 @@ def fit(x: Matrix, targets: npt.NDArray[np.int64], n_labels: int, *, shrink: flo
         raise DatasetError(
             f"label {counts.argmin()} has no clip that can be used", wanted="clips of every label"
         )
-    spread = x.std(axis=0)
-    spread = np.where(
-        spread > 1e-6 * max(1e-12, float(spread.max())), spread, np.inf
-    )  # a constant says nothing
+    spread = spreads(x)
     middle = x.mean(axis=0)
     z = (x - middle) / spread
     means = np.stack([z[targets == label].mean(axis=0) for label in range(n_labels)])  # around 0

@@ -151,10 +151,7 @@ def fit(parts: Sequence[Matrix], targets: npt.NDArray[np.int64], n_labels: int, 
             weights.
     """
     x = np.concatenate(parts, axis=1)
-    mean, spread = x.mean(axis=0), x.std(axis=0)
-    spread = np.where(
-        spread > 1e-6 * max(1e-12, float(spread.max())), spread, np.inf
-    )  # a constant says nothing
+    mean, spread = x.mean(axis=0), cosine.spreads(x)
     weight, bias = _regress((x - mean) / spread, targets, n_labels, l2)
     weight = weight / spread
     bias = bias - weight @ mean

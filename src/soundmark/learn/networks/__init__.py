@@ -38,4 +38,9 @@ def build(config: NetworkConfig, shape: tuple[int, int], n_labels: int) -> nn.Mo
     """
     if config.kind not in NETWORKS:
         raise ConfigError(f"`network.kind` {config.kind!r}", wanted=f"one of: {', '.join(sorted(NETWORKS))}")
+    if config.kind != "yamnet" and (config.taps or config.head != "linear"):
+        raise ConfigError(
+            f"`network.taps` {list(config.taps)} and `network.head` {config.head} of the kind {config.kind}",
+            wanted="the kind yamnet, or neither of them",
+        )
     return NETWORKS[config.kind](config, shape, n_labels)
