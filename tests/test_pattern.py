@@ -37,14 +37,20 @@ def test_the_score_is_the_level_less_the_distance(clips: Clips, rng: np.random.G
             for k in range(3)
         )
 
-    def level(one: np.ndarray) -> float:
-        next_largest, largest = sorted(one)[-2:]
-        return float(largest - next_largest / 2)
-
-    weight = np.std([level(one) for one in x]) / np.std([distance(one) for one in x]) / 3
+    weight = np.std(x.max(axis=1)) / np.std([distance(one) for one in x]) / 3
     for one in (*x[::10], *rng.normal(0, 10, (5, 3))):
-        wanted = level(one) - weight * distance(one)
+        wanted = one.max() - weight * distance(one)
         assert pattern.score(one, text) == pytest.approx(wanted, rel=5e-3, abs=0.02)  # float16
+
+
+def test_a_text_without_a_share_of_the_next_logit_is_of_before_and_takes_half(clips: Clips) -> None:
+    numbers = base64.b64decode(pattern.fit(*clips))
+    before = base64.b64encode(numbers[:-2]).decode()
+    now = base64.b64encode(numbers).decode()
+    assert pattern.score([9.0, 4, 0], now) - pattern.score([9.0, 4, 0], before) == pytest.approx(2.0)
+    for other in (numbers[:-4], numbers + b"00"):
+        with pytest.raises(ValueError, match=r"2 x 3 x 3 \+ 2"):
+            pattern.read(base64.b64encode(other).decode(), 3)
 
 
 def test_a_decision_pools_windows_and_scores_by_pattern(clips: Clips) -> None:

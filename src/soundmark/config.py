@@ -172,9 +172,11 @@ class NetworkConfig(Config, frozen=True, kw_only=True):
     resize: tuple[Positive, ...] = ()  # rows and frames that a resnet sees, empty: as they are
     keep: NonNegative = 0  # first convolutions of a yamnet that are kept, an odd number, 0: all 27
     batch_norm: bool = False  # batch norm behind each convolution of a yamnet, at first changing nothing
+    rank: NonNegative = 0  # 1x1 convolutions of a yamnet as two with this many channels between, 0: as one
     taps: tuple[
         Positive, ...
     ] = ()  # convolutions of a yamnet that are pooled beside the last one, odd numbers
+    pool: Literal["salient", "statistics"] = "salient"  # of a yamnet, see `SalientPool` and `StatisticsPool`
     head: Literal["linear", "cosine"] = (
         "linear"  # of a yamnet; cosine begins as discriminants of the training clips
     )
@@ -282,7 +284,7 @@ class ExportConfig(Config, frozen=True, kw_only=True):
     float_first: bool = (
         True  # first convolution, and a depthwise one behind it, stay in float (int8 costs most there)
     )
-    float_last: bool = False  # keep linear layers in float, for those whose weights differ much in size
+    float_last: bool = False  # keep the weights of linear layers in float, too
     golden_windows: Positive = 64  # windows on which torch, ONNX and int8 are compared
     max_int8_disagreement: Fraction = 0.1  # share of golden windows whose top-1 may change, else export fails
 

@@ -38,8 +38,8 @@ SAME_PLACES = frozenset(
 IN_FLOAT64 = frozenset(
     """
     Add BatchNormalization Clip Concat Constant Div Exp Flatten Gather Gemm GlobalAveragePool Identity Log MatMul Max
-    Min Mul Pow ReduceLogSumExp ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Sqrt Squeeze
-    Sub Sum Tanh TopK Transpose Unsqueeze
+    MaxPool Min Mul Pow ReduceLogSumExp ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Sqrt
+    Squeeze Sub Sum Tanh TopK Transpose Unsqueeze
     """.split()  # noqa: SIM905
 )
 """Operators behind the last map that ONNX Runtime has for float64 (`GlobalAveragePool`: as a mean)."""
@@ -288,6 +288,9 @@ def _tail(model: Any, start: str, n_spatial: int, name: str) -> tuple[bytes, str
             parts = [onnxgraph.values(stored[part]) for part in node.input]
             axis = attributes["axis"].i if "axis" in attributes else 1
             _add_double(graph, node.output[0], _dequantise(parts, axis))
+            continue
+        if node.op_type == "Cast" and {*node.input} <= stored.keys():  # of weights, too
+            _add_double(graph, node.output[0], onnxgraph.values(stored[node.input[0]]))
             continue
         if "value" in attributes and attributes["value"].t.data_type == onnxgraph.FLOAT32:
             _add_double(graph, node.output[0], onnxgraph.values(attributes["value"].t))

@@ -1,6 +1,7 @@
 """How much speaks for one known label: the level of the logits, less the distance of their pattern from all labels'.
 
-The level is the largest logit less half of the next: a sound that nobody named is often torn between two labels.
+The level is the largest logit. Texts that were fitted before heads of cosines came take half of the next from it: a
+sound that nobody named is often torn between two labels, but cosines of labels that are alike are large together.
 
 A dog's logits also say which other labels it is a little like. Every label's pattern is the mean of the logits of its
 clips, with a spread for each logit; the distance is Mahalanobis' with a diagonal matrix per label. All of it lives in
@@ -27,6 +28,10 @@ PRIOR_CLIPS = 4
 """Clips with the variance of all labels together that each label's variance gets as if they were its own."""
 SHARE = 1 / 3
 """Spread of the weighted distance over known clips, in spreads of their level."""
+RIVAL = 0.0
+"""Share of the next logit that is taken from the largest."""
+_RIVAL_BEFORE = 0.5
+"""That of texts which do not say it."""
 _LEAST = 1e-3
 """Least variance: a float16 still holds its root and the inverse of that."""
 
@@ -39,10 +44,11 @@ class Patterns(NamedTuple):
     means: Matrix  # (n_labels, n_labels): label, logit
     spreads: Matrix  # standard deviations, the same shape
     weight: float  # of a distance, in units of the logits
+    rival: float  # share of the next logit that is taken from the largest
 
 
 def fit(logits: npt.ArrayLike, targets: npt.ArrayLike) -> str:
-    """Return the patterns of all labels as text: base64 of float16 means, spreads and the weight of a distance.
+    """Return the patterns of all labels as text: base64 of float16 means, spreads, weight of a distance and `RIVAL`.
 
     With that weight the distance of the clips spreads a third (`SHARE`) as much as their level.
 
@@ -64,8 +70,8 @@ def fit(logits: npt.ArrayLike, targets: npt.ArrayLike) -> str:
     variances = (own + PRIOR_CLIPS * away.mean(axis=0)) / (counts + PRIOR_CLIPS)
     spreads = np.sqrt(np.maximum(variances, _LEAST))
     distances = np.array([_distance(one, means, spreads) for one in x])
-    weight = SHARE * _levels(x).std() / max(float(distances.std()), _LEAST)
-    numbers = np.concatenate([means.ravel(), spreads.ravel(), [weight]])
+    weight = SHARE * _levels(x, RIVAL).std() / max(float(distances.std()), _LEAST)
+    numbers = np.concatenate([means.ravel(), spreads.ravel(), [weight, RIVAL]])
     return base64.b64encode(numbers.astype("<f2").tobytes()).decode("ascii")
 
 
@@ -78,27 +84,30 @@ def read(patterns: str, n_labels: int) -> Patterns:
     """
     try:
         numbers = np.frombuffer(base64.b64decode(patterns, validate=True), dtype="<f2").astype(np.float64)
-        means, spreads = numbers[:-1].reshape(2, n_labels, n_labels)
+        means, spreads = numbers[: 2 * n_labels**2].reshape(2, n_labels, n_labels)
+        weight, rival = (*numbers[2 * n_labels**2 :], _RIVAL_BEFORE)[:2]
+        if numbers.size > 2 * n_labels**2 + 2:
+            raise ValueError
     except (binascii.Error, ValueError):
-        raise ValueError(f"`patterns` are not 2 x {n_labels} x {n_labels} + 1 float16 in base64") from None
+        raise ValueError(f"`patterns` are not 2 x {n_labels} x {n_labels} + 2 float16 in base64") from None
     if not np.isfinite(numbers).all() or (spreads <= 0).any():
         raise ValueError("`patterns` hold numbers that are not finite, or spreads that are not positive")
     means.setflags(write=False)
     spreads.setflags(write=False)
-    return Patterns(means, spreads, float(numbers[-1]))
+    return Patterns(means, spreads, float(weight), float(rival))
 
 
 def score(logits: npt.ArrayLike, patterns: str) -> float:
     """Return the level of ``logits`` (n_labels,) less the weighted distance to the nearest pattern."""
     x = np.asarray(logits, dtype=np.float64)
-    means, spreads, weight = read(patterns, len(x))
-    return float(_levels(x)) - weight * _distance(x, means, spreads)
+    means, spreads, weight, rival = read(patterns, len(x))
+    return float(_levels(x, rival)) - weight * _distance(x, means, spreads)
 
 
-def _levels(logits: Matrix) -> Matrix:
-    """Return the largest of ``logits`` (..., n_labels) less half of the next largest, (...)."""
+def _levels(logits: Matrix, rival: float) -> Matrix:
+    """Return the largest of ``logits`` (..., n_labels) less a share of the next largest, (...)."""
     ordered = np.sort(logits, axis=-1)
-    levels: Matrix = ordered[..., -1] - ordered[..., -2:-1].sum(axis=-1) / 2  # a single label has no next
+    levels: Matrix = ordered[..., -1] - rival * ordered[..., -2:-1].sum(axis=-1)  # a single label has no next
     return levels
 
 

@@ -8,7 +8,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from soundmark.errors import DatasetError  # noqa: E402
-from soundmark.learn.cosine import CosineHead, Discriminants, fit  # noqa: E402
+from soundmark.learn.cosine import CosineHead, Discriminants, _whitened, fit  # noqa: E402
 
 pytestmark = pytest.mark.train
 
@@ -85,3 +85,11 @@ def test_more_labels_than_numbers(rng: np.random.Generator) -> None:
 def test_a_label_without_clips_is_named() -> None:
     with pytest.raises(DatasetError, match="label 2 has no clip"):
         fit(np.eye(4), np.array([0, 1, 3, 3]), 4, shrink=0.1)
+
+
+@pytest.mark.parametrize("width", [8, 60])
+def test_more_numbers_than_clips_take_another_way_to_the_same(rng: np.random.Generator, width: int) -> None:
+    within, b = rng.standard_normal((20, width)), rng.standard_normal((width, 3))
+    covariance = within.T @ within / 20
+    shrunk = 0.7 * covariance + 0.3 * np.trace(covariance) / width * np.eye(width)
+    np.testing.assert_allclose(_whitened(within, 0.3, b), np.linalg.solve(shrunk, b), rtol=1e-8)

@@ -27,6 +27,7 @@ from soundmark.learn.cosine import CosineHead  # noqa: E402
 from soundmark.learn.embeddings import Embedder  # noqa: E402
 from soundmark.learn.export import export, fold_batch_norm  # noqa: E402
 from soundmark.learn.finished import load_network  # noqa: E402
+from soundmark.learn.networks.edge import StatisticsPool  # noqa: E402
 from soundmark.learn.networks.yamnet import Convolution, YAMNet  # noqa: E402
 from soundmark.learn.schedule import make_optimizer  # noqa: E402
 from soundmark.learn.smoke import smoke  # noqa: E402
@@ -109,6 +110,57 @@ def test_layers_on_the_way_are_heard_beside_the_last() -> None:
     assert trunks[0] != trunks[1]  # equal weights, other numbers
 
 
+def test_two_thin_convolutions_stand_for_one_where_few_directions_are_heard() -> None:
+    torch.manual_seed(0)
+    whole = Convolution(12, 16, (4, 6), kernel=1).eval()
+    two = Convolution(12, 16, (4, 6), kernel=1, rank=5).eval()
+    x = torch.randn(8, 4, 4, 6)  # of 12 channels, but in 4 directions; around a mean that is far away
+    x = torch.einsum("bkrf,kc->bcrf", x, torch.randn(4, 12)) + 3 * torch.randn(12)[:, None, None]
+    with torch.no_grad():
+        two.whole = whole.conv.weight.detach()
+        thin, wide = two.split(two.whole)
+        two.thin.weight.copy_(thin)
+        two.conv.weight.copy_(wide)
+        before = (two(x) - whole(x)).abs().max()
+        two.settle([x[:4], x[4:]])
+        torch.testing.assert_close(two(x), whole(x), atol=1e-3, rtol=0)
+        between = two.thin(x).transpose(0, 1).flatten(1)
+    assert before > 0.1
+    assert between.std(dim=1)[-4:].sub(1).abs().max() < 1e-2  # int8 likes equal ranges
+    assert two.whole is None
+
+
+def test_published_weights_are_split_where_that_is_fewer(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    published, made = network(9, channels=THIN), network(9, channels=THIN, rank=3)
+    path = tmp_path / "whole.safetensors"
+    checkpoint.save_weights(
+        path, {name: tensor for name, tensor in published.state_dict().items() if "layers" in name}
+    )
+    pretrained.load_into(made, path)
+    assert [layer.rank for layer in made.layers if isinstance(layer, Convolution)] == [0] * 4 + [3, 0] * 2 + [
+        3
+    ]
+    parts = list(torch.randn(3, 2, 64, 498))
+    begun = (made.embed(parts[0]) - published.embed(parts[0])).norm()
+    made.settle(parts)
+    assert (made.embed(parts[0]) - published.embed(parts[0])).norm() < begun
+    checkpoint.save_weights(path, made.state_dict())
+    again = network(9, channels=THIN, rank=3)
+    pretrained.load_into(again, path)  # our own come back as they are
+    again.settle(parts)
+    torch.testing.assert_close(again.embed(parts[0]), made.embed(parts[0]))
+
+
+def test_statistics_are_mean_deviation_and_the_largest() -> None:
+    x = torch.randn(2, 3, 4, 50).square()
+    over_time = x.mean(dim=2)
+    wanted = [over_time.mean(dim=2), over_time.std(dim=2, correction=0), x.amax(dim=(2, 3))]
+    torch.testing.assert_close(StatisticsPool()(x), torch.cat(wanted, dim=1))
+    made = network(9, channels=THIN, pool="statistics", taps=(7,))
+    assert made.embed(torch.randn(1, 64, 498)).shape == (1, made.width) == (1, 3 * (THIN[3] + THIN[4]))
+
+
 @pytest.mark.parametrize("taps", [(4,), (9,), (7, 5), (5, 5)])
 def test_taps_that_are_none_are_refused(taps: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=r"network\.taps"):
@@ -138,7 +190,7 @@ def test_a_head_of_cosines_begins_as_discriminants_and_may_learn_on(
     assert report.figures["accuracy"] > 0.4  # random trunk; by chance 0.2
 
 
-@pytest.mark.parametrize("option", [{"head": "cosine"}, {"taps": (3,)}])
+@pytest.mark.parametrize("option", [{"head": "cosine"}, {"taps": (3,)}, {"rank": 8}, {"pool": "statistics"}])
 def test_other_networks_have_neither_taps_nor_cosines(option: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="the kind yamnet"):
         networks.build(NetworkConfig(kind="edge", **option), (64, 98), 5)  # type: ignore[arg-type]

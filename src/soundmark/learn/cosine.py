@@ -71,18 +71,31 @@ def fit(x: Matrix, targets: npt.NDArray[np.int64], n_labels: int, *, shrink: flo
     middle = x.mean(axis=0)
     z = (x - middle) / spread
     means = np.stack([z[targets == label].mean(axis=0) for label in range(n_labels)])  # around 0
-    within = z - means[targets]
-    covariance = within.T @ within / len(z)
-    variance = float(np.trace(covariance)) / len(covariance)
-    covariance = (1 - shrink) * covariance + shrink * max(variance, 1e-12) * np.eye(len(covariance))
-    root = np.linalg.cholesky(covariance)
-    white = np.linalg.solve(root, means.T).T  # (n_labels, width): spread alike in all directions
-    centre = white.mean(axis=0)
-    directions = np.linalg.svd(white - centre, full_matrices=False)[2][: min(n_labels - 1, x.shape[1])]
-    weight = np.linalg.solve(root.T, directions.T).T / spread
-    projected = white @ directions.T
+    towards = _whitened(z - means[targets], shrink, means.T)  # (width, n_labels)
+    products = means @ towards  # of the means, where clips of one label spread alike in all directions
+    centring = np.eye(n_labels) - 1 / n_labels
+    sizes, turned = np.linalg.eigh(centring @ products @ centring)
+    kept = min(n_labels - 1, x.shape[1])
+    sizes, turned = sizes[-kept:], turned[:, -kept:]
+    mixed = centring @ turned / np.sqrt(np.maximum(sizes, 1e-12 * sizes[-1]))  # (n_labels, kept)
+    weight = (towards @ mixed).T / spread
+    projected = products @ mixed
     lengths = np.linalg.norm(projected, axis=1, keepdims=True)
     return Discriminants(weight, -weight @ middle, projected / np.maximum(lengths, LEAST))
+
+
+def _whitened(within: Matrix, shrink: float, b: Matrix) -> Matrix:
+    """Return the inverse of the shrunk covariance of ``within`` (n, width) times ``b`` (width, k).
+
+    With fewer clips than numbers by way of a matrix of clips (Woodbury), which is quicker.
+    """
+    n, width = within.shape
+    own = (1 - shrink) / n
+    ridge = shrink * max(float((within * within).sum()) / (n * width), 1e-12)
+    if width <= n:
+        return np.linalg.solve(own * within.T @ within + ridge * np.eye(width), b)
+    of_clips = own * within @ within.T + ridge * np.eye(n)
+    return np.asarray((b - own * within.T @ np.linalg.solve(of_clips, within @ b)) / ridge)
 
 
 class CosineHead(nn.Module):

@@ -303,7 +303,7 @@ def _bare(learner: nn.Module) -> nn.Module:
     return inside
 
 
-def _some(source: Source, config: TrainConfig, n: int = 128) -> Iterator[Tensor]:
+def _some(source: Source, config: TrainConfig, n: int = 256) -> Iterator[Tensor]:
     """Yield features of about ``n`` windows, evenly spread, a batch at a time; the same in every run of one seed."""
     generator = torch.Generator().manual_seed(config.seed)
     rows = torch.arange(0, len(source), max(1, len(source) // n))

@@ -28,6 +28,8 @@ NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int], int], nn.Module]] 
     "yamnet": YAMNet,
 }
 """Architecture name -> constructor ``(config, (n_rows, n_frames), n_labels)``."""
+OF_YAMNET = ("taps", "rank", "pool", "head")
+"""Settings that the other kinds do not have."""
 
 
 def build(config: NetworkConfig, shape: tuple[int, int], n_labels: int) -> nn.Module:
@@ -38,9 +40,11 @@ def build(config: NetworkConfig, shape: tuple[int, int], n_labels: int) -> nn.Mo
     """
     if config.kind not in NETWORKS:
         raise ConfigError(f"`network.kind` {config.kind!r}", wanted=f"one of: {', '.join(sorted(NETWORKS))}")
-    if config.kind != "yamnet" and (config.taps or config.head != "linear"):
+    plain = NetworkConfig(kind=config.kind)
+    odd = [name for name in OF_YAMNET if getattr(config, name) != getattr(plain, name)]
+    if config.kind != "yamnet" and odd:
         raise ConfigError(
-            f"`network.taps` {list(config.taps)} and `network.head` {config.head} of the kind {config.kind}",
-            wanted="the kind yamnet, or neither of them",
+            f"`network.{odd[0]}` {getattr(config, odd[0])} of the kind {config.kind}",
+            wanted=f"the kind yamnet, or no `{odd[0]}`",
         )
     return NETWORKS[config.kind](config, shape, n_labels)

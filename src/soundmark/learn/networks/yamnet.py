@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from soundmark.config import NetworkConfig
 from soundmark.errors import ConfigError
 from soundmark.learn.cosine import CosineHead
-from soundmark.learn.networks.edge import SalientPool
+from soundmark.learn.networks.edge import SalientPool, StatisticsPool
 from soundmark.learn.networks.same import same
 
 PLAN = (
@@ -31,8 +31,10 @@ class YAMNet(nn.Module):
     """Logits ``(batch, n_labels)`` from features ``(batch, n_mels, n_frames)``.
 
     ``config.keep``: the first convolutions that are kept, 0 for all 27; ``config.channels``: widths as in `PLAN`, for
-    a thinner one, which takes the strongest filters of published weights. ``config.taps``: 1x1 convolutions on the way
-    that are pooled, too. ``config.head``: a linear layer, or cosines with the labels (`soundmark.learn.cosine`).
+    a thinner one, which takes the strongest filters of published weights. ``config.rank``: a 1x1 convolution becomes
+    two with so many channels between them, where that is fewer weights. ``config.taps``: 1x1 convolutions on the way
+    that are pooled, too. ``config.pool``: what is kept of the channels of a layer. ``config.head``: a linear layer, or
+    cosines with the labels (`soundmark.learn.cosine`).
 
     Attributes:
         added: parts of names that this network has and a file of weights need not have.
@@ -64,14 +66,18 @@ class YAMNet(nn.Module):
                     before, before, layers[-1].shape, kernel=3, stride=stride, groups=before, norm=norm
                 )
             )
-            layers.append(Convolution(before, after, layers[-1].shape, kernel=1, norm=norm))
+            fewer = config.rank * (before + after) < before * after
+            rank = config.rank if fewer else 0
+            layers.append(Convolution(before, after, layers[-1].shape, kernel=1, norm=norm, rank=rank))
         self.layers = nn.Sequential(*layers)
-        self.pool = SalientPool(layers[-1].shape[1])
+        self.pool = _pool(config, layers[-1].shape[1])
         self.taps = nn.ModuleDict(
-            {str(tap - 1): SalientPool(layers[tap - 1].shape[1]) for tap in config.taps}
+            {str(tap - 1): _pool(config, layers[tap - 1].shape[1]) for tap in config.taps}
         )
         self.dropout = nn.Dropout(config.dropout)
-        self.width = 2 * sum(layers[place - 1].conv.out_channels for place in (*config.taps, keep))
+        self.width = self.pool.parts * sum(
+            layers[place - 1].conv.out_channels for place in (*config.taps, keep)
+        )
         cosine = config.head == "cosine"
         self.head = CosineHead(self.width, n_labels) if cosine else nn.Linear(self.width, n_labels)
 
@@ -104,10 +110,16 @@ class YAMNet(nn.Module):
             if int(mine.max()) < len(weight):
                 kept[names[0]], kept[names[1]] = weight[mine], bias[mine]
             rows = mine
+        for index, layer in enumerate(self.layers):
+            assert isinstance(layer, Convolution)
+            name = f"layers.{index}"
+            if layer.rank and f"{name}.thin.weight" not in kept:
+                layer.whole = kept[f"{name}.conv.weight"]
+                kept[f"{name}.thin.weight"], kept[f"{name}.conv.weight"] = layer.split(layer.whole)
         return kept
 
     def embed(self, features: Tensor) -> Tensor:
-        """Return ``(batch, width)``: the mean over time, and the mean of the largest quarter, of taps and the end."""
+        """Return ``(batch, width)``: what is pooled of taps and the end."""
         x, parts = features[:, None], []
         for place, layer in enumerate(self.layers):
             x = layer(x)
@@ -126,10 +138,14 @@ class YAMNet(nn.Module):
         return self.classify(self.embed(features))
 
     def settle(self, parts: Iterable[Tensor]) -> None:
-        """Make every batch norm an identity whose statistics are those of features, some at a time.
+        """Bring what the published weights know nothing of in line with features, some at a time.
 
-        Mean m, variance v, scale sqrt(v + eps) and shift m: nothing changes in eval mode, little in train mode.
+        Convolutions that became two are split again, so that these features come out as like as can be. Every batch
+        norm becomes an identity with their statistics: mean m, variance v, scale sqrt(v + eps) and shift m; nothing
+        changes in eval mode, little in train mode.
         """
+        parts = list(parts)
+        self._split(parts)
         sums: dict[nn.BatchNorm2d, list[Tensor]] = {}
 
         def see(norm: nn.Module, given: tuple[Tensor]) -> None:
@@ -160,12 +176,31 @@ class YAMNet(nn.Module):
             hook.remove()
         self.train(was)
 
+    @torch.no_grad()
+    def _split(self, parts: list[Tensor]) -> None:
+        """Split convolutions that became two, the first one first, since the next hears what is left of it."""
+        layers = [layer for layer in self.layers if isinstance(layer, Convolution)]
+        last = max((place for place, layer in enumerate(layers) if layer.whole is not None), default=-1)
+        was = self.training
+        self.eval()
+        heard = [part[:, None] for part in parts]
+        for layer in layers[: last + 1]:
+            layer.settle(heard)
+            heard = [layer(x) for x in heard]
+        self.train(was)
+
+
+def _pool(config: NetworkConfig, frames: int) -> SalientPool | StatisticsPool:
+    return SalientPool(frames) if config.pool == "salient" else StatisticsPool()
+
 
 class Convolution(nn.Module):
-    """A convolution with bias and ReLU6, padded as `same` says.
+    """A convolution with bias and ReLU6, padded as `same` says; two of them, if a rank is given.
 
     Attributes:
         shape: rows and frames that come out.
+        rank: channels between the two; 0: there is one.
+        whole: published weights ``(after, before, 1, 1)`` that the two stand for, until they are settled.
     """
 
     def __init__(
@@ -178,10 +213,15 @@ class Convolution(nn.Module):
         stride: int = 1,
         groups: int = 1,
         norm: bool = False,
+        rank: int = 0,
     ) -> None:
         super().__init__()
         self.shape, self.pad, padding = same(shape, kernel=kernel, stride=stride)
-        self.conv = nn.Conv2d(before, after, kernel, stride, padding, groups=groups)
+        self.rank = rank
+        self.whole: Tensor | None = None
+        if rank:
+            self.thin = nn.Conv2d(before, rank, 1, bias=False)
+        self.conv = nn.Conv2d(rank or before, after, kernel, stride, padding, groups=groups)
         self.bn: nn.Module = nn.Identity()  # named so that export folds it into the convolution
         if norm:
             batch_norm = nn.BatchNorm2d(after)
@@ -194,5 +234,34 @@ class Convolution(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Return ``(batch, after, *self.shape)``."""
-        y: Tensor = self.act(self.bn(self.conv(self.pad(x))))
+        y: Tensor = self.act(self.bn(self.conv(self.thin(x) if self.rank else self.pad(x))))
         return y
+
+    def split(self, whole: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Return two weights ``(rank, before, 1, 1)`` and ``(after, rank, 1, 1)`` that stand for ``whole``.
+
+        They are the projection on the principal directions of what ``whole`` gives: of inputs with the covariance
+        ``spread`` (before, before), default all alike. What is between them spreads by 1 in each direction, which int8
+        likes. Source: Zhang et al., TPAMI 2016 (arXiv 1505.06798), section 3.1.
+        """
+        weight = whole[:, :, 0, 0].double()
+        given = weight @ weight.T if spread is None else weight @ spread @ weight.T
+        variances, directions = torch.linalg.eigh(given)
+        size = variances[-self.rank :].clamp_min(1e-12).sqrt()
+        main = directions[:, -self.rank :]
+        thin, wide = (main.T @ weight) / size[:, None], main * size
+        return thin.float()[:, :, None, None], wide.float()[:, :, None, None]
+
+    def settle(self, parts: list[Tensor]) -> None:
+        """Split ``whole`` again, for inputs like ``parts`` (batch, before, rows, frames); without one, do nothing."""
+        if self.whole is None:
+            return
+        x = torch.cat([part.transpose(0, 1).flatten(1) for part in parts], dim=1).double()  # (before, n)
+        mean = x.mean(dim=1)
+        thin, wide = self.split(self.whole, (x @ x.T) / x.shape[1] - torch.outer(mean, mean))
+        left = self.whole[:, :, 0, 0] - wide[:, :, 0, 0] @ thin[:, :, 0, 0]
+        assert self.conv.bias is not None
+        self.thin.weight.copy_(thin)
+        self.conv.weight.copy_(wide)
+        self.conv.bias += left @ mean.float()
+        self.whole = None
