@@ -20,10 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from soundmark import onnxgraph
+from soundmark import explain_tail, onnxgraph
 from soundmark.classifier import Classifier
 from soundmark.errors import ConfigError
-from soundmark.runtime import INPUT, OUTPUT, session
+from soundmark.runtime import INPUT, session
 
 TIE, STEP = 1e-5, 1e-9
 """Relative slope over the places, the first one highest, that separates equal values; and the step along one place."""
@@ -35,15 +35,6 @@ SAME_PLACES = frozenset(
     """.split()  # noqa: SIM905
 )
 """Operators whose output has the places of their input."""
-IN_FLOAT64 = frozenset(
-    """
-    Add BatchNormalization Clip Concat Constant Div Exp Flatten Gather Gemm GlobalAveragePool Identity Log MatMul Max
-    MaxPool Min Mul Pow ReduceLogSumExp ReduceMax ReduceMean ReduceSum Relu Reshape Shape Sigmoid Slice Softmax Sqrt
-    Squeeze Sub Sum Tanh TopK Transpose Unsqueeze
-    """.split()  # noqa: SIM905
-)
-"""Operators behind the last map that ONNX Runtime has for float64 (`GlobalAveragePool`: as a mean)."""
-
 Array = npt.NDArray[np.float32]
 Tree = dict[str, Any]
 
@@ -89,8 +80,9 @@ class Explainer:
         if not self.layers:
             raise ConfigError(f"{name} has no convolution", wanted="a network of them", code="no_such_layer")
         self._last = _last_map(model.graph, self.layers[-1].tensor)
+        self._beside = explain_tail.beside(model.graph, self._last)
         self._threads = threads
-        onnxgraph.add_outputs(model, [*(layer.tensor for layer in self.layers), self._last])
+        onnxgraph.add_outputs(model, [*(layer.tensor for layer in self.layers), self._last, *self._beside])
         self._session = session(model.SerializeToString(), threads=threads)
 
     @cached_property
@@ -98,7 +90,7 @@ class Explainer:
         """The session behind the last map, and its output; made when it is first asked for."""
         name = self._classifier.name
         model = onnxgraph.parse(self._classifier.bundle.model, name=name)
-        tail, output = _tail(model, self._last, self.layers[-1].n_spatial, name)
+        tail, output = explain_tail.cut(model, self._last, self.layers[-1].n_spatial, name)
         return session(tail, threads=self._threads), output
 
     def select(self, names: Iterable[str]) -> tuple[Layer, ...]:
@@ -136,7 +128,8 @@ class Explainer:
         """Return where the evidence for ``label`` (None: the best one) lies in one window.
 
         The sum of the shares is the logit without the biases behind the last map, where pooling is linear or picks the
-        largest places. Of int8 bundles, what is behind the last map is computed without rounding to 8 bits.
+        largest places. Of int8 bundles, what is behind the last map is computed without rounding to 8 bits. What is
+        pooled of layers on the way stays as it is.
 
         Raises:
             ConfigError: an unknown label, or features of another shape.
@@ -144,18 +137,18 @@ class Explainer:
         labels = self._classifier.labels
         if label is not None and label not in labels:
             raise ConfigError(f"no label {label[:80]!r}", wanted="a label of the model", code="no_such_label")
-        (last,) = self._session.run([self._last], self._feed(features))
-        (logits,) = self._run_tail(last)
+        last, *others = self._session.run([self._last, *self._beside], self._feed(features))
+        (logits,) = self._run_tail(last, others)
         column = int(logits.argmax()) if label is None else labels.index(label)
         places = last[0].reshape(len(last[0]), -1).astype(np.float64)  # (channels, places)
         places *= 1 + np.linspace(TIE, 0, places.shape[1])
-        base = self._run_tail(places.reshape(last.shape))[0, column]
+        base = self._run_tail(places.reshape(last.shape), others)[0, column]
         shares = np.empty(places.shape[1], np.float32)
         for first in range(0, len(shares), PLACES_AT_ONCE):
             at = np.arange(first, min(first + PLACES_AT_ONCE, len(shares)))
             moved = np.repeat(places[None], len(at), axis=0)  # (n, channels, places)
             moved[np.arange(len(at)), :, at] *= 1 + STEP
-            answers = self._run_tail(moved.reshape(-1, *last.shape[1:]))[:, column]
+            answers = self._run_tail(moved.reshape(-1, *last.shape[1:]), others)[:, column]
             shares[at] = (answers - base) / STEP
         return Activation(labels[column], float(logits[column]), shares.reshape(_map(last).shape[1:]))
 
@@ -165,9 +158,11 @@ class Explainer:
             raise ConfigError(f"features of shape {features.shape}", wanted=f"one window, {shape}")
         return {INPUT: np.ascontiguousarray(features[None], np.float32)}
 
-    def _run_tail(self, maps: npt.NDArray[Any]) -> npt.NDArray[np.float64]:
+    def _run_tail(self, maps: npt.NDArray[Any], others: list[Array]) -> npt.NDArray[np.float64]:
         tail, output = self._tail
-        (logits,) = tail.run([output], {self._last: np.ascontiguousarray(maps, np.float64)})
+        given = [maps, *(np.repeat(other, len(maps), axis=0) for other in others)]
+        feed = zip((self._last, *self._beside), given, strict=True)
+        (logits,) = tail.run([output], {name: np.ascontiguousarray(x, np.float64) for name, x in feed})
         return logits  # type: ignore[no-any-return]
 
 
@@ -248,96 +243,3 @@ def _last_map(graph: Any, tensor: str) -> str:
             if len(after) != 1:
                 return tensor
         tensor = str(after[0].output[0])
-
-
-def _tail(model: Any, start: str, n_spatial: int, name: str) -> tuple[bytes, str]:
-    """Return the part of the graph from ``start`` to the logits, in float64, and the name of its output.
-
-    Raises:
-        ConfigError: an operator that ONNX Runtime does not have for float64.
-    """
-    tail = onnxgraph.ModelProto()
-    tail.CopyFrom(model)
-    graph = tail.graph
-    made = {output: node for node in model.graph.node for output in node.output}
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
-    alias: dict[str, str] = {}
-    for node in model.graph.node:  # a pair of Quantize and Dequantize is the identity, but for rounding
-        before = made.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
-        if before is not None and before.op_type == "QuantizeLinear":
-            alias[node.output[0]] = before.input[0]
-
-    def source(tensor: str) -> str:
-        while tensor in alias and tensor != start:
-            tensor = alias[tensor]
-        return tensor
-
-    needed, pending, output = set(), [source(OUTPUT)], source(OUTPUT)
-    while pending:
-        tensor = pending.pop()
-        if tensor != start and tensor not in needed:
-            needed.add(tensor)
-            if tensor in made:
-                pending += map(source, made[tensor].input)
-    del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:], graph.initializer[:]
-    for node in model.graph.node:
-        if not needed & {*node.output}:
-            continue
-        attributes = {attribute.name: attribute for attribute in node.attribute}
-        if node.op_type == "DequantizeLinear" and {*node.input} <= stored.keys():  # of weights
-            parts = [onnxgraph.values(stored[part]) for part in node.input]
-            axis = attributes["axis"].i if "axis" in attributes else 1
-            _add_double(graph, node.output[0], _dequantise(parts, axis))
-            continue
-        if node.op_type == "Cast" and {*node.input} <= stored.keys():  # of weights, too
-            _add_double(graph, node.output[0], onnxgraph.values(stored[node.input[0]]))
-            continue
-        if "value" in attributes and attributes["value"].t.data_type == onnxgraph.FLOAT32:
-            _add_double(graph, node.output[0], onnxgraph.values(attributes["value"].t))
-            continue
-        if node.op_type not in IN_FLOAT64:
-            raise ConfigError(
-                f"{name}: {node.op_type} behind the last feature map",
-                wanted=f"one of: {', '.join(sorted(IN_FLOAT64))}",
-                code="no_such_layer",
-            )
-        kept = graph.node.add()
-        kept.CopyFrom(node)
-        kept.input[:] = map(source, node.input)
-        if node.op_type == "GlobalAveragePool":
-            _as_mean(graph, kept, n_spatial, model.opset_import[0].version)
-    for tensor in needed & stored.keys():
-        if stored[tensor].data_type == onnxgraph.FLOAT32:
-            _add_double(graph, tensor, onnxgraph.values(stored[tensor]))
-        else:
-            graph.initializer.add().CopyFrom(stored[tensor])
-    graph.input.add(name=start).type.tensor_type.elem_type = onnxgraph.FLOAT64
-    graph.output.add(name=output).type.tensor_type.elem_type = onnxgraph.FLOAT64
-    return tail.SerializeToString(), output
-
-
-def _add_double(graph: Any, name: str, array: npt.NDArray[Any]) -> None:
-    data = array.astype("<f8").tobytes()
-    graph.initializer.add(name=name, dims=array.shape, data_type=onnxgraph.FLOAT64, raw_data=data)
-
-
-def _dequantise(parts: list[npt.NDArray[Any]], axis: int) -> npt.NDArray[np.float64]:
-    """Return ``(values - zero point) * scale``, one scale for all or one for each index of ``axis``."""
-    values, scale, *zero = (part.astype(np.float64) for part in parts)
-    shape = [1] * values.ndim
-    if scale.ndim:
-        shape[axis] = scale.size
-    shifted = values - zero[0].reshape(shape) if zero else values
-    return shifted * scale.reshape(shape)
-
-
-def _as_mean(graph: Any, node: Any, n_spatial: int, opset: int) -> None:
-    """Make a GlobalAveragePool, which ONNX Runtime has for float32 alone, a mean over rows and frames."""
-    node.op_type = "ReduceMean"
-    axes = np.arange(2, 2 + n_spatial)
-    if opset < 18:
-        node.attribute.add(name="axes", type=7, ints=axes.tolist())  # AttributeProto.INTS
-        return
-    name = f"{node.output[0]}_axes"
-    graph.initializer.add(name=name, dims=axes.shape, data_type=7, raw_data=axes.astype("<i8").tobytes())
-    node.input.append(name)

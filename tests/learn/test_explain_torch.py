@@ -15,6 +15,7 @@ from soundmark.explain import Explainer
 pytest.importorskip("torch", reason="needs the extra 'train'")
 
 if TYPE_CHECKING:
+    from soundmark.dataset import Dataset
     from soundmark.learn.train import Run
 
 
@@ -65,3 +66,45 @@ def test_int8_maps_are_close_to_fp32_ones(int8_bundle: Path, fp32_bundle: Path) 
     label = fp32.labels[0]
     shares = [Explainer(one).class_activation(features, label) for one in (fp32, int8)]
     assert abs(shares[0].logit - shares[1].logit) < 1.0
+
+
+@pytest.mark.train
+def test_activation_of_a_network_that_hears_layers_on_the_way(dataset: Dataset, tmp_path: Path) -> None:
+    """Their part stays as it is: the shares are those of the last map alone, in float and in int8."""
+    import torch
+    from msgspec.structs import replace
+
+    from soundmark.config import NetworkConfig
+    from soundmark.learn.export import export
+    from soundmark.learn.finished import load_network
+    from soundmark.learn.train import train
+
+    config = NetworkConfig(
+        kind="yamnet",
+        keep=5,
+        taps=(3,),
+        pool="statistics",
+        channels=(4, 6, 8, *[8] * 11),
+        rank=2,
+    )
+    made = replace(synthetic.tiny_preset(epochs=1), network=config)
+    learnt = train(made, dataset, test_fold=5, out=tmp_path / "run")
+    exact = replace(made.export, quantize=False)
+    found = {
+        name: Explainer(Classifier.load(export(learnt, tmp_path / name, data=dataset, config=how)[0].path))
+        for name, how in (("fp32", exact), ("int8", made.export))
+    }
+    net = load_network(learnt)
+    features = Classifier.load(tmp_path / "fp32").features((synthetic.sound("chirp", 5, 1), synthetic.RATE))[
+        0
+    ]
+    last: list[Any] = []
+    net.layers[-1].register_forward_hook(lambda _m, _i, out: last.append(out))
+    logits = net(torch.from_numpy(features[None]))[0]
+    (gradient,) = torch.autograd.grad(logits[0], last[0])
+    wanted = (gradient * last[0]).sum(dim=1)[0].detach().numpy()
+    label = learnt.labels[0]
+    exactly, nearly = (found[name].class_activation(features, label) for name in ("fp32", "int8"))
+    assert exactly.logit == pytest.approx(float(logits[0].detach()), abs=1e-3)
+    np.testing.assert_allclose(exactly.shares, wanted, atol=1e-2 * np.abs(wanted).max())
+    assert nearly.logit == pytest.approx(exactly.logit, abs=1.0)

@@ -29,6 +29,8 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
         )
     graph = onnx.load(fp32).graph
     first = _first_convolutions(graph) if config.float_first else []
+    stored = {tensor.name for tensor in graph.initializer}
+    sums = [node.name for node in graph.node if node.op_type == "Add" and stored & {*node.input}]  # of a constant
     methods = {
         "minmax": ortq.CalibrationMethod.MinMax,
         "percentile": ortq.CalibrationMethod.Percentile,
@@ -45,7 +47,7 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
             activation_type=ortq.QuantType.QUInt8,
             weight_type=ortq.QuantType.QInt8,
             op_types_to_quantize=["Conv", "Relu", "Clip", "Add", "MaxPool"],
-            nodes_to_exclude=first,
+            nodes_to_exclude=first + sums,
             calibrate_method=methods[config.calibration],
         )
     model = onnx.load(target)
