@@ -1,9 +1,9 @@
-"""What each ingredient of edge and tiny is worth: one student per change, taught and scored on an inner split.
+"""What each ingredient of edge-taught and tiny is worth: one student per change, taught and scored on an inner split.
 
 Students and their teacher learn from folds 3, 4 and 5 alone and are scored, as int8 bundles, on folds 1 and 2. TEACHERS
 is a folder of `soundmark cv frozen-pair --inner`. Each student takes minutes; the same command goes on where it ended.
 
-    python benchmarks/ablations.py edge --teachers TEACHERS [--data ESC50] [--only NAME] [--set train.precision=...]
+    python benchmarks/ablations.py edge-taught --teachers TEACHERS [--data ESC50] [--only NAME] [--set ...]
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ BOTH: dict[str, list[str] | None] = {
     "random start": ["network.pretrained="],
 }
 CHANGES = {
-    "edge": BOTH | {"no masks over time and bands": ["augment.time_masks=0", "augment.freq_masks=0"]},
+    "edge-taught": BOTH | {"no masks over time and bands": ["augment.time_masks=0", "augment.freq_masks=0"]},
     "tiny": BOTH,
 }
 """Preset -> what is changed -> overrides; None is another export of the first row."""

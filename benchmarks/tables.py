@@ -27,6 +27,7 @@ OURS = (
     "teacher-5folds.json",
     "cosine-pair-5folds.json",
     "yamnet-finetuned-5folds.json",
+    "edge-taught-5folds.json",
     "yamnet-transfer-5folds.json",
     "aisfx-transfer-5folds.json",
     "edge-scratch-5folds.json",
@@ -35,18 +36,21 @@ OURS = (
 """Reports whose systems stand in the README; docs/results.md has all."""
 SCORES = ("soundmark evaluate", "soundmark cv")
 """Commands whose reports are of systems on test folds."""
-TIERS = ("edge", "tiny")
+TAUGHT = ("edge-taught", "tiny")
 """Those with ablations."""
-SMALL = (*TIERS, "yamnet-cosine")
+SMALL = ("edge", "tiny", "yamnet-cosine", "edge-taught")
 """Columns of the page on small models."""
+RENAMED = {f"edge-taught{kind}-5folds.json": "edge-taught" for kind in ("", "-fp32")}
+"""Reports of a preset that had another name then (`edge`)."""
 LATENCY = {"latency.json": "AVX-512 and VNNI", "latency-avx2.json": "AVX2 alone"}
 """Reports of benchmarks/latency.py, and what the core had of each."""
-LOOKED_AT = dict.fromkeys(TIERS, ("1", "2"))
+LOOKED_AT = dict.fromkeys(TAUGHT, ("1", "2"))
 """Outer folds on which settings of a tier were compared, in part after looking at their scores (decision 10)."""
 SELECTED = {
-    "yamnet-cosine-5folds.json": "closed form; two settings seen on these folds, without that {nested} (decision 12)",
+    "edge-5folds.json": "closed form; settings seen on these folds, without that {nested} (decision 13)",
+    "yamnet-cosine-5folds.json": "closed form; settings as of `edge`, none seen for this front end (decision 13)",
     "cosine-pair-5folds.json": "fp32, closed form; one setting compared on the same folds (decision 12)",
-    "edge-5folds.json": "last epoch; masks decided by inner runs, but after a look at folds 1 and 2 (decision 10)",
+    "edge-taught-5folds.json": "last epoch; masks decided by inner runs, after a look at folds 1 and 2 (decision 10)",
     "tiny-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 10)",
     "edge-scratch-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 4 (decision 5)",
     "tiny-scratch-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 5)",
@@ -55,9 +59,9 @@ SELECTED = {
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 
-def preset(report: dict[str, Any]) -> str:
-    """Return the name of the preset that a report is about, of the model where it has none."""
-    return str(report["training"].get("preset", report["model"]))
+def preset(report: dict[str, Any], name: str = "") -> str:
+    """Return the name of the preset that the report in the file ``name`` is about, of the model where it has none."""
+    return RENAMED.get(name) or str(report["training"].get("preset", report["model"]))
 
 
 def read(name: str) -> dict[str, Any]:
@@ -78,10 +82,12 @@ def accuracy() -> list[str]:
             raise SystemExit(f"{name} is stamped {report['stamps']}: it does not belong in a table")
         low, high = report["figures"]["accuracy_interval_95"]
         folds = "all five folds" if len(report["folds"]) == 5 else f"fold {report['folds'][0]} alone"
-        selected = SELECTED.get(name, "last epoch, nothing chosen on the test fold").format(nested=nested())
+        selected = SELECTED.get(name, "last epoch, nothing chosen on the test fold")
+        selected = selected.format(nested=nested())
         int8 = "" if selected.startswith("fp32") else "int8 file in ONNX Runtime, "
         lines.append(
-            f"| `{preset(report)}` | {report['model_bytes'] / 1e3:.0f} KB | **{report['figures']['accuracy']:.2%}** "
+            f"| `{preset(report, name)}` | {report['model_bytes'] / 1e3:.0f} KB "
+            f"| **{report['figures']['accuracy']:.2%}** "
             f"| {low:.1%} to {high:.1%} | {folds}, {int8}{selected} |"
         )
     for row in sorted(json.loads(PUBLISHED.read_text()), key=lambda row: -float(row["accuracy"])):
@@ -92,22 +98,35 @@ def accuracy() -> list[str]:
 
 
 def nested() -> str:
-    """Return the accuracy of a head of cosines whose settings are chosen on the other folds alone."""
-    tree = json.loads((ROOT / "docs" / "ablations" / "yamnet-cosine.json").read_text())
-    return f"{tree['nested']['accuracy']:.2%}"
+    """Return the accuracy of edge, in float and whole, if its settings are chosen on the other folds alone."""
+    tree = json.loads((ROOT / "docs" / "ablations" / "edge-layers.json").read_text())
+    return f"{tree['nested']['accuracy']:.2%} in fp32"
+
+
+def timed(name: str) -> list[tuple[dict[str, Any], dict[str, Any], str]]:
+    """Return report, row and what the core had, of all reports on the speed of the model ``name`` as it is now."""
+    size = (ROOT / "models" / name / "fold5" / "model.onnx").stat().st_size if name in SMALL[:3] else 0
+    return [
+        (report, row, core)
+        for file, core in LATENCY.items()
+        for report in [read(file)]
+        for row in report["rows"]
+        if row["what"] == f"models/{name}/fold5" and row["model_bytes"] == size
+    ]
 
 
 def speed() -> list[str]:
     """Return the sentence on speed, a ratio to a peer in the same run."""
-    latency, frontend = read("latency.json"), read("frontend.json")
-    ours = next(row for row in latency["rows"] if "stages_ms" in row)
+    frontend, (latency, ours, core) = read("frontend.json"), timed("edge")[0]
     peer = next((row for row in latency["rows"] if row["what"].startswith("yamnet")), None)
     if peer is None:
-        raise SystemExit("latency.json has no peer in it: SOUNDMARK_YAMNET has to name YAMNet's .tflite file")
+        raise SystemExit(
+            "the report on speed has no peer in it: SOUNDMARK_YAMNET has to name YAMNet's .tflite file"
+        )
     edge = frontend["rows"][0]
     return [
-        f"Speed, one thread of {latency['machine']['processor'].split(' Processor')[0]}: a 5-s 44.1 kHz WAV file "
-        f"becomes a label in {ours['median_ms']:.1f} ms, "
+        f"Speed, one thread of {latency['machine']['processor'].split(' Processor')[0]} with {core}: "
+        f"a 5-s 44.1 kHz WAV file becomes a label in {ours['median_ms']:.1f} ms, "
         f"**{ours['ratio_to_yamnet']:.2f} times** what YAMNet's TFLite takes for the same file in the same run "
         f"({peer['median_ms']:.1f} ms, 9 patches). Its log-mel front end takes {edge['ours_ms']:.2f} ms, librosa "
         f"{edge['librosa_ms']:.2f} ms for equal output.",
@@ -138,7 +157,7 @@ def systems() -> list[str]:
         folds = ", ".join(map(str, report["folds"]))
         labels = f"{len(figures['labels'])}{' (ESC-10)' if report['data'] == 'ESC-10' else ''}"
         lines.append(
-            f"| `{preset(report)}`{' (leaks: random split)' if report['stamps'] else ''} | {labels} "
+            f"| `{preset(report, path.name)}`{' (leaks: random split)' if report['stamps'] else ''} | {labels} "
             f"| {folds if not report['stamps'] else 'none'} | **{figures['accuracy']:.2%}** | {low:.1%} to {high:.1%} "
             f"| {figures['top3']:.1%} | {report['model_bytes'] / 1e3:.0f} KB "
             f"| [{path.stem}]({path.relative_to(ROOT / 'docs')}) |"
@@ -225,8 +244,8 @@ def _tier(tier: str) -> dict[str, str]:
         rows["folds 3, 4, 5, on which no settings were compared"] = (
             f"{_without(figures, LOOKED_AT[tier]):.2%}"
         )
-    else:
-        rows["settings chosen on the other folds alone, fp32"] = nested()
+    elif tier == "edge":
+        rows["settings chosen on the other folds alone, nothing split in two"] = nested()
     rows["top 3"] = f"{figures['top3']:.2%}"
     rows |= _beside_fp32(tier, figures)
     rows["calibration error without a temperature"] = f"{calibration.get('raw_ece', calibration['ece']):.1%}"
@@ -244,27 +263,26 @@ def _tier(tier: str) -> dict[str, str]:
         )
         rows |= {f"{start}: {key}": value for key, value in _beside_fp32(f"{tier}-scratch", alone).items()}
     if unknown := found(f"{tier}-unknowns.json"):
+        rows["draws of ten labels that are left out"] = str(len(unknown["draws"]))
         for score, means in unknown["figures"].items():
             if score != "accuracy_known":
                 seen = ", ".join(
                     f"{what.replace('_', ' ')} {row['auroc']['mean']:.3f}" for what, row in means.items()
                 )
                 rows[f"AUROC of {score}, known against"] = seen
-    for name, core in LATENCY.items():
-        timed = next((row for row in read(name)["rows"] if row["what"] == f"models/{tier}/fold5"), None)
-        if timed:
-            rows[f"5-s WAV to label, one thread of a core with {core}, against YAMNet"] = (
-                f"{timed['median_ms']:.1f} ms, **{timed['ratio_to_yamnet']:.3f}** of its time "
-                f"(after others {timed['ratio_after_others']:.3f})"
-            )
-            rows.setdefault("peak memory of the process", f"{timed['peak_rss_mb']} MB")
+    for _, row, core in timed(tier):
+        rows[f"5-s WAV to label, one thread of a core with {core}, against YAMNet"] = (
+            f"{row['median_ms']:.1f} ms, **{row['ratio_to_yamnet']:.3f}** of its time "
+            f"(after others {row['ratio_after_others']:.3f})"
+        )
+        rows.setdefault("peak memory of the process", f"{row['peak_rss_mb']} MB")
     return rows
 
 
 def ablations() -> list[str]:
-    """Return what changes of edge and tiny are worth, a table each."""
+    """Return what changes of taught models are worth, a table each."""
     lines: list[str] = []
-    for tier in TIERS:
+    for tier in TAUGHT:
         tree = json.loads((ROOT / "docs" / "ablations" / f"{tier}.json").read_text())
         lines += [
             *([""] if lines else []),

@@ -132,7 +132,7 @@ def test_the_edges_of_what_is_possible_are_accepted() -> None:
 )
 def test_not_a_whole_number_above_zero(key: str, value: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(f"`{key}`")):
-        load_preset("edge", [f"{key}={value}"])
+        load_preset("edge-scratch", [f"{key}={value}"])
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,9 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
     graph = onnx.load(fp32).graph
     first = _first_convolutions(graph) if config.float_first else []
     stored = {tensor.name for tensor in graph.initializer}
-    sums = [node.name for node in graph.node if node.op_type == "Add" and stored & {*node.input}]  # of a constant
+    sums = [
+        node.name for node in graph.node if node.op_type == "Add" and stored & {*node.input}
+    ]  # of a constant
     methods = {
         "minmax": ortq.CalibrationMethod.MinMax,
         "percentile": ortq.CalibrationMethod.Percentile,
