@@ -48,7 +48,7 @@ LOOKED_AT = dict.fromkeys(TAUGHT, ("1", "2"))
 """Outer folds on which settings of a tier were compared, in part after looking at their scores (decision 10)."""
 SELECTED = {
     "edge-5folds.json": "closed form; settings seen on these folds, without that {nested} (decision 13)",
-    "yamnet-cosine-5folds.json": "closed form; settings as of `edge`, none seen for this front end (decision 13)",
+    "yamnet-cosine-5folds.json": "closed form; settings as of `edge`, seen on these folds (decision 13)",
     "cosine-pair-5folds.json": "fp32, closed form; one setting compared on the same folds (decision 12)",
     "edge-taught-5folds.json": "last epoch; masks decided by inner runs, after a look at folds 1 and 2 (decision 10)",
     "tiny-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 10)",
