@@ -48,7 +48,7 @@ LOOKED_AT = dict.fromkeys(TAUGHT, ("1", "2"))
 """Outer folds on which settings of a tier were compared, in part after looking at their scores (decision 10)."""
 SELECTED = {
     "edge-5folds.json": "closed form; settings seen on these folds, without that {nested} (decision 13)",
-    "yamnet-cosine-5folds.json": "closed form; settings as of `edge`, seen on these folds (decision 13)",
+    "yamnet-cosine-5folds.json": "closed form; settings seen on these folds, without that {nested} (decision 12)",
     "cosine-pair-5folds.json": "fp32, closed form; one setting compared on the same folds (decision 12)",
     "edge-taught-5folds.json": "last epoch; masks decided by inner runs, after a look at folds 1 and 2 (decision 10)",
     "tiny-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 10)",
@@ -83,7 +83,7 @@ def accuracy() -> list[str]:
         low, high = report["figures"]["accuracy_interval_95"]
         folds = "all five folds" if len(report["folds"]) == 5 else f"fold {report['folds'][0]} alone"
         selected = SELECTED.get(name, "last epoch, nothing chosen on the test fold")
-        selected = selected.format(nested=nested())
+        selected = selected.format(nested=nested(name.removesuffix("-5folds.json")))
         int8 = "" if selected.startswith("fp32") else "int8 file in ONNX Runtime, "
         lines.append(
             f"| `{preset(report, name)}` | {report['model_bytes'] / 1e3:.0f} KB "
@@ -97,10 +97,10 @@ def accuracy() -> list[str]:
     return lines
 
 
-def nested() -> str:
-    """Return the accuracy of edge, in float and whole, if its settings are chosen on the other folds alone."""
-    tree = json.loads((ROOT / "docs" / "ablations" / "edge-layers.json").read_text())
-    return f"{tree['nested']['accuracy']:.2%} in fp32"
+def nested(name: str) -> str:
+    """Return the accuracy of a head of cosines, in float and whole, if settings are chosen on the other folds alone."""
+    path = ROOT / "docs" / "ablations" / f"{name}-layers.json"
+    return f"{json.loads(path.read_text())['nested']['accuracy']:.2%} in fp32" if path.exists() else "-"
 
 
 def timed(name: str) -> list[tuple[dict[str, Any], dict[str, Any], str]]:
@@ -244,8 +244,8 @@ def _tier(tier: str) -> dict[str, str]:
         rows["folds 3, 4, 5, on which no settings were compared"] = (
             f"{_without(figures, LOOKED_AT[tier]):.2%}"
         )
-    elif tier == "edge":
-        rows["settings chosen on the other folds alone, nothing split in two"] = nested()
+    else:
+        rows["settings chosen on the other folds alone, nothing split in two"] = nested(tier)
     rows["top 3"] = f"{figures['top3']:.2%}"
     rows |= _beside_fp32(tier, figures)
     rows["calibration error without a temperature"] = f"{calibration.get('raw_ece', calibration['ece']):.1%}"
