@@ -47,8 +47,10 @@ LATENCY = {"latency.json": "AVX-512 and VNNI", "latency-avx2.json": "AVX2 alone"
 LOOKED_AT = dict.fromkeys(TAUGHT, ("1", "2"))
 """Outer folds on which settings of a tier were compared, in part after looking at their scores (decision 10)."""
 SELECTED = {
-    "edge-5folds.json": "closed form; settings seen on these folds, without that {nested} (decision 13)",
-    "yamnet-cosine-5folds.json": "closed form; settings seen on these folds, without that {nested} (decision 12)",
+    "edge-5folds.json": "closed form; settings seen on these folds; layers and pooling chosen without the fold, "
+    "nothing split, {nested} (decision 13)",
+    "yamnet-cosine-5folds.json": "closed form; settings seen on these folds; chosen without the fold, {nested} "
+    "(decision 12)",
     "cosine-pair-5folds.json": "fp32, closed form; one setting compared on the same folds (decision 12)",
     "edge-taught-5folds.json": "last epoch; masks decided by inner runs, after a look at folds 1 and 2 (decision 10)",
     "tiny-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 10)",
@@ -105,7 +107,8 @@ def nested(name: str) -> str:
 
 def timed(name: str) -> list[tuple[dict[str, Any], dict[str, Any], str]]:
     """Return report, row and what the core had, of all reports on the speed of the model ``name`` as it is now."""
-    size = (ROOT / "models" / name / "fold5" / "model.onnx").stat().st_size if name in SMALL[:3] else 0
+    model = ROOT / "models" / name / "fold5" / "model.onnx"
+    size = model.stat().st_size if model.exists() else 0
     return [
         (report, row, core)
         for file, core in LATENCY.items()

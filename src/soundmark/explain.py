@@ -128,8 +128,9 @@ class Explainer:
         """Return where the evidence for ``label`` (None: the best one) lies in one window.
 
         The sum of the shares is the logit without the biases behind the last map, where pooling is linear or picks the
-        largest places. Of int8 bundles, what is behind the last map is computed without rounding to 8 bits. What is
-        pooled of layers on the way stays as it is.
+        largest places, and the last layer is linear; of other networks they are what a small change would do. Of int8
+        bundles, what is behind the last map is computed without rounding to 8 bits. What is pooled
+        of layers on the way stays as it is.
 
         Raises:
             ConfigError: an unknown label, or features of another shape.

@@ -152,6 +152,18 @@ def test_published_weights_are_split_where_that_is_fewer(tmp_path: Path) -> None
     torch.testing.assert_close(again.embed(parts[0]), made.embed(parts[0]))
 
 
+@pytest.mark.parametrize("damage", ["nan", "kernel"])
+def test_weights_that_cannot_be_split_do_not_fit(tmp_path: Path, damage: str) -> None:
+    weights = {
+        name: tensor for name, tensor in network(9, channels=THIN).state_dict().items() if "layers" in name
+    }
+    name = "layers.8.conv.weight"
+    weights[name] = weights[name] * np.nan if damage == "nan" else weights[name].repeat(1, 1, 3, 3)
+    checkpoint.save_weights(tmp_path / "bad.safetensors", weights)
+    with pytest.raises(TrainingError, match=r"layers\.8\.thin\.weight missing"):
+        pretrained.load_into(network(9, channels=THIN, rank=3), tmp_path / "bad.safetensors")
+
+
 def test_statistics_are_mean_deviation_and_the_largest() -> None:
     x = torch.randn(2, 3, 4, 50).square()
     over_time = x.mean(dim=2)

@@ -113,9 +113,10 @@ class YAMNet(nn.Module):
         for index, layer in enumerate(self.layers):
             assert isinstance(layer, Convolution)
             name = f"layers.{index}"
-            if layer.rank and f"{name}.thin.weight" not in kept:
-                layer.whole = kept[f"{name}.conv.weight"]
-                kept[f"{name}.thin.weight"], kept[f"{name}.conv.weight"] = layer.split(layer.whole)
+            whole = kept[f"{name}.conv.weight"]
+            if layer.rank and f"{name}.thin.weight" not in kept and layer.can_split(whole):
+                layer.whole = whole
+                kept[f"{name}.thin.weight"], kept[f"{name}.conv.weight"] = layer.split(whole)
         return kept
 
     def embed(self, features: Tensor) -> Tensor:
@@ -236,6 +237,11 @@ class Convolution(nn.Module):
         """Return ``(batch, after, *self.shape)``."""
         y: Tensor = self.act(self.bn(self.conv(self.thin(x) if self.rank else self.pad(x))))
         return y
+
+    def can_split(self, whole: Tensor) -> bool:
+        """Return whether ``whole`` is weights of the convolution that became two; `load_into` says what others are."""
+        shape = (self.conv.out_channels, self.thin.in_channels, 1, 1)
+        return whole.shape == shape and bool(whole.isfinite().all())
 
     def split(self, whole: Tensor, spread: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return two weights ``(rank, before, 1, 1)`` and ``(after, rank, 1, 1)`` that stand for ``whole``.
