@@ -60,7 +60,9 @@ class FrontendConfig(Config, frozen=True, kw_only=True):
     sample_rate: Annotated[int, msgspec.Meta(gt=0, le=768_000)] = 44_100  # Hz; audio is brought to it
     level: Literal["none", "peak"] = "none"  # "peak": each window is scaled to peak 1 first (not for streams)
     n_fft: Annotated[int, msgspec.Meta(gt=0, le=32_768)] = 1024  # FFT length in samples, even
-    win_length: Positive | None = None  # periodic window in samples, None for n_fft; zero-padded to n_fft
+    win_length: Positive | None = (
+        None  # periodic window in samples, None for n_fft; padded or folded to n_fft
+    )
     hop_length: Positive = 441  # samples from one frame to the next
     window: Literal["hann", "hamming", "ones"] = "hann"  # periodic analysis window
     center: bool = True  # half a window of zeros at both ends: frame i is centred on i * hop_length
@@ -101,8 +103,8 @@ class FrontendConfig(Config, frozen=True, kw_only=True):
         """Refuse impossible spectra, naming both keys."""
         if self.n_fft % 2:
             raise ValueError(f"`n_fft` {self.n_fft} is odd, an even number is wanted (best a power of two)")
-        if self.window_length > self.n_fft:
-            raise ValueError(f"`win_length` {self.win_length} is above `n_fft` {self.n_fft}")
+        if self.window_length > 4 * self.n_fft:
+            raise ValueError(f"`win_length` {self.win_length} is above 4 times `n_fft` {self.n_fft}")
         if self.hop_length > self.window_length:
             above = f"`{'win_length' if self.win_length else 'n_fft'}` {self.window_length}"
             raise ValueError(f"`hop_length` {self.hop_length} is above {above}: samples would be skipped")
