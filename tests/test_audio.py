@@ -316,7 +316,7 @@ def test_memory_errors_have_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     data = encode(noise(16_000), 16_000, subtype="PCM_24")
-    monkeypatch.setattr("soundmark.audio._Stream.read", full)
+    monkeypatch.setattr("soundmark.audio._Stream.buffer_read_into", full)
     assert code(data) == "file_too_large"
     monkeypatch.setattr("soundmark.audio.open_input", full)
     assert code(data) == "file_too_large"
