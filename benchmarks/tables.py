@@ -25,6 +25,7 @@ OURS = (
     "edge-5folds.json",
     "tiny-5folds.json",
     "teacher-5folds.json",
+    "yamnet-deep-5folds.json",
     "cosine-pair-5folds.json",
     "yamnet-finetuned-5folds.json",
     "edge-taught-5folds.json",
@@ -44,7 +45,7 @@ RENAMED = {f"edge-taught{kind}-5folds.json": "edge-taught" for kind in ("", "-fp
 """Reports of a preset that had another name then (`edge`)."""
 LATENCY = {"latency.json": "AVX-512 and VNNI", "latency-avx2.json": "AVX2 alone"}
 """Reports of benchmarks/latency.py, and what the core had of each."""
-LOOKED_AT = dict.fromkeys(TAUGHT, ("1", "2"))
+LOOKED_AT = {"edge-taught": ("1", "2")}
 """Outer folds on which settings of a tier were compared, in part after looking at their scores (decision 10)."""
 SELECTED = {
     "edge-5folds.json": "closed form; settings seen on these folds; layers and pooling chosen without the fold, "
@@ -53,7 +54,9 @@ SELECTED = {
     "(decision 12)",
     "cosine-pair-5folds.json": "fp32, closed form; one setting compared on the same folds (decision 12)",
     "edge-taught-5folds.json": "last epoch; masks decided by inner runs, after a look at folds 1 and 2 (decision 10)",
-    "tiny-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 10)",
+    "tiny-5folds.json": "last epoch; settings compared by inner runs that were scored on folds 1 and 2, "
+    "layers of its teacher on all (decision 14)",
+    "yamnet-deep-5folds.json": "fp32, closed form; layers and pooling seen on the same folds (decision 13)",
     "edge-scratch-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 4 (decision 5)",
     "tiny-scratch-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 5)",
 }
