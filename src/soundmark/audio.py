@@ -277,9 +277,7 @@ class Reader:
         if recoverable:
             buffer.fill(np.nan)  # what a failing read leaves untouched stays NaN
         try:
-            return int(
-                self._file.buffer_read_into(buffer, dtype=buffer.dtype.name)
-            )  # 3 times quicker than read
+            return int(self._file.buffer_read_into(buffer, dtype=buffer.dtype.name))  # quicker than `read`
         except (soundfile.SoundFileError, ValueError, OverflowError) as error:
             self._failure = str(getattr(error, "error_string", error))
             unread = np.isnan(buffer[:, -1])

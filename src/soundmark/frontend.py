@@ -156,9 +156,7 @@ class Frontend:
         times, rest = divmod(width, once)
         whole = width - rest
         parts, window = frames[:, :whole].reshape(-1, times, once), self.window[:whole].reshape(times, once)
-        np.einsum(
-            "fsn,sn->fn", parts, window, out=out[:, :once]
-        )  # twice as quick as np.multiply, with the same bits
+        np.einsum("fsn,sn->fn", parts, window, out=out[:, :once])  # the bits of np.multiply, twice as quick
         if rest:
             out[:, :rest] += frames[:, whole:] * self.window[whole:]
 
