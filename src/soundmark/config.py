@@ -249,6 +249,7 @@ class TrainConfig(Config, frozen=True, kw_only=True):
     frozen_epochs: NonNegative = 0  # first epochs in which the last layer alone learns
     frozen_layers: NonNegative = 0  # first convolutions, with their batch norm, that never learn
     trunk_lr: Fraction = 1.0  # after them: learning rate of all other layers, as a share of `lr`
+    refit_head: bool = False  # a head of cosines is fitted once more, to what the other layers have learnt
     patience: NonNegative = 0  # stop this many epochs after the best inner loss, 0: never, last weights
     inner: Annotated[float, msgspec.Meta(gt=0, le=0.5)] = 0.15  # share of clips, by source, for `patience`
     max_bad_batches: NonNegative = 5  # this many non-finite losses are skipped, then the run stops

@@ -77,6 +77,8 @@ class Preset(Config, frozen=True, kw_only=True):
             raise ValueError(
                 "`train.epochs` 0 needs `network.head` cosine: another head has nothing to begin with"
             )
+        if self.train.refit_head and self.network.head != "cosine":
+            raise ValueError("`train.refit_head` needs `network.head` cosine: another head is only learnt")
 
 
 def preset_names() -> list[str]:

@@ -202,6 +202,23 @@ def test_a_head_of_cosines_begins_as_discriminants_and_may_learn_on(
     assert report.figures["accuracy"] > 0.4  # random trunk; by chance 0.2
 
 
+def test_a_head_of_cosines_is_fitted_again_to_what_was_learnt(dataset: Dataset, tmp_path: Path) -> None:
+    made = preset()
+    network = replace(made.network, head="cosine", keep=9, pretrained="")
+    learnt = {}
+    for again in (False, True):
+        one = replace(made, network=network, train=replace(made.train, epochs=2, refit_head=again))
+        learnt[again] = load_network(train(one, dataset, test_fold=5, out=tmp_path / str(again)))
+    fitted, left = learnt[True], learnt[False]
+    for name, values in left.state_dict().items():
+        assert torch.equal(values, fitted.state_dict()[name]) != name.startswith("head."), name
+    frozen.fit_head(left, Batches(made, dataset.in_folds([1, 2, 3, 4])), 8)
+    for one, other in zip(left.head.parameters(), fitted.head.parameters(), strict=True):  # type: ignore[union-attr]
+        assert torch.equal(one, other)
+    with pytest.raises(ConfigError, match=r"network\.head"):
+        load_preset("tiny-scratch", ["train.refit_head=true"])
+
+
 @pytest.mark.parametrize("option", [{"head": "cosine"}, {"taps": (3,)}, {"rank": 8}, {"pool": "statistics"}])
 def test_other_networks_have_neither_taps_nor_cosines(option: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="the kind yamnet"):

@@ -87,6 +87,12 @@ def label_loss(logits: Tensor, soft: Tensor, config: TrainConfig, weights: Tenso
     return nn.functional.cross_entropy(logits, smooth, weight=of_label)
 
 
+def share_right(answer: Tensor, told: Tensor, n_labels: int) -> Tensor:
+    """Return the share of a batch whose best label is the largest of those it was told: both begin with labels."""
+    same = answer[:, :n_labels].argmax(dim=1) == told[:, :n_labels].argmax(dim=1)
+    return same.float().mean()
+
+
 class Batches:
     """Windows to learn from; a `Source`.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -88,9 +89,10 @@ def int8_linear(model: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def slim(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``model`` without what no reader needs, a tenth of a small file: it computes the same, as quickly.
+    """Return ``model`` without what no reader needs, an eighth of a small file: it computes the same, as quickly.
 
-    Zero points of weights and biases that are 0 (five bytes a channel), names of nodes, and shapes in between.
+    Zero points of weights and biases that are 0 (five bytes a channel), names of nodes, shapes in between, and long
+    names of all that is not a weight.
     """
     graph = model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -104,6 +106,16 @@ def slim(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:], graph.value_info[:]
     graph.initializer.extend(kept)
+    stay = ["", *(one.name for one in (*graph.input, *graph.output))]
+    stay += [tensor.name for tensor in kept if len(tensor.dims) > 1]
+    free = (name for name in map("t{}".format, itertools.count()) if name not in stay)
+    made = [name for node in graph.node for name in node.output] + [tensor.name for tensor in kept]
+    short = {name: name if name in stay else next(free) for name in dict.fromkeys(made)}
+    for tensor in graph.initializer:
+        tensor.name = short[tensor.name]
+    for node in graph.node:
+        for names in (node.input, node.output):
+            names[:] = [short.get(name, name) for name in names]
     return model
 
 

@@ -27,7 +27,7 @@ from soundmark.dataset import Clip, Dataset
 from soundmark.errors import ConfigError, DatasetError, TrainingError
 from soundmark.frontend import Frontend
 from soundmark.learn import backgrounds, checkpoint, frozen, networks, pretrained
-from soundmark.learn.batches import Batches, Judge, Lesson, Source
+from soundmark.learn.batches import Batches, Judge, Lesson, Source, share_right
 from soundmark.learn.board import summary_writer
 from soundmark.learn.inner import Patience, inner_split
 from soundmark.learn.run_folder import BEST_FILE, EpochReport, Run, claim, lock, training_seconds
@@ -238,7 +238,7 @@ def _fit(
                 optimizer.step()
                 averaged.update_parameters(network)
                 losses.append(loss.item())
-                right += _right(answer.detach(), told, len(info["labels"]))
+                right += share_right(answer.detach(), told, len(info["labels"]))
             mean = sum(losses) / len(losses) if losses else math.nan
             result = _bare(averaged.module if config.ema else network)
             inner = judge(result, fabric.device) if judge else None  # every process finds the same
@@ -265,29 +265,25 @@ def _fit(
             if on_epoch and fabric.is_global_zero:
                 on_epoch(report)
             fabric.barrier()
-    final = _bare(averaged.module if config.ema else network).state_dict()
+    final = _bare(averaged.module if config.ema else network).cpu()
     finished = {**info, "finished": True, "epochs": config.epochs, "seconds": training_seconds(out)}
     if judge:
         if not patience.epoch:
             raise TrainingError("the inner loss was never finite", cause="train.lr is too high")
-        final = checkpoint.load_weights(out / BEST_FILE)
+        final.load_state_dict(checkpoint.load_weights(out / BEST_FILE))
         finished["epochs"] = patience.epoch
         finished["inner"] = {
             **info["inner"],
             "loss": patience.loss,
             "stopped": patience.epoch + patience.stale,
         }
+    if config.refit_head:
+        frozen.fit_head(final, batches, config.batch_size, on_clip)
     if fabric.is_global_zero:
-        checkpoint.save_weights(out / "weights.safetensors", final)
+        checkpoint.save_weights(out / "weights.safetensors", final.state_dict())
         storage.write_bytes(out / "run.json", json.dumps(finished, indent=2).encode())
     fabric.barrier()
     return Run(out, preset, finished)
-
-
-def _right(answer: Tensor, told: Tensor, n_labels: int) -> Tensor:
-    """Return the share of a batch whose best label is the largest of those it was told: both begin with labels."""
-    same = answer[:, :n_labels].argmax(dim=1) == told[:, :n_labels].argmax(dim=1)
-    return same.float().mean()
 
 
 def _network(preset: Preset, n_labels: int) -> nn.Module:
