@@ -175,6 +175,7 @@ class NetworkConfig(Config, frozen=True, kw_only=True):
     keep: NonNegative = 0  # first convolutions of a yamnet that are kept, an odd number, 0: all 27
     batch_norm: bool = False  # batch norm behind each convolution of a yamnet, at first changing nothing
     rank: NonNegative = 0  # 1x1 convolutions of a yamnet as two with this many channels between, 0: as one
+    weight_bits: Literal[4, 8] = 8  # of 1x1 convolutions of a yamnet in an int8 file; 4: it learns with them
     taps: tuple[
         Positive, ...
     ] = ()  # convolutions of a yamnet that are pooled beside the last one, odd numbers

@@ -197,7 +197,13 @@ def _map(array: Array) -> Array:
 
 def _layers(graph: Any) -> tuple[Layer, ...]:
     """Return the convolutions in the order of the graph, named after their weights."""
-    sizes = {tensor.name: tuple(tensor.dims) for tensor in graph.initializer}
+    stored_as = {tensor.name: tensor for tensor in graph.initializer}
+    sizes = {name: tuple(tensor.dims) for name, tensor in stored_as.items()}
+    sizes |= {  # two weights to a byte
+        node.output[0]: tuple(onnxgraph.values(stored_as[node.input[1]]).tolist())
+        for node in graph.node
+        if node.op_type == "Reshape" and node.input[1] in stored_as
+    }
     made = {name: node for node in graph.node for name in node.output}
     found: list[Layer] = []
     names: dict[str, int] = {}

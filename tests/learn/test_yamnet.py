@@ -219,7 +219,9 @@ def test_a_head_of_cosines_is_fitted_again_to_what_was_learnt(dataset: Dataset, 
         load_preset("tiny-scratch", ["train.refit_head=true"])
 
 
-@pytest.mark.parametrize("option", [{"head": "cosine"}, {"taps": (3,)}, {"rank": 8}, {"pool": "statistics"}])
+@pytest.mark.parametrize(
+    "option", [{"head": "cosine"}, {"taps": (3,)}, {"rank": 8}, {"pool": "statistics"}, {"weight_bits": 4}]
+)
 def test_other_networks_have_neither_taps_nor_cosines(option: dict[str, object]) -> None:
     with pytest.raises(ConfigError, match="the kind yamnet"):
         networks.build(NetworkConfig(kind="edge", **option), (64, 98), 5)  # type: ignore[arg-type]

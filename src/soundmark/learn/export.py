@@ -31,6 +31,7 @@ from soundmark.golden import golden
 from soundmark.learn.card import model_card
 from soundmark.learn.features import FeatureStore
 from soundmark.learn.finished import load_network, training_features
+from soundmark.learn.networks.few_levels import FewLevels
 from soundmark.learn.quantize import quantize, quiet
 from soundmark.learn.quote import quote
 from soundmark.learn.run_folder import Run
@@ -140,6 +141,8 @@ def write_bundle(
 def fold_batch_norm(network: nn.Module) -> nn.Module:
     """Return ``network`` (in eval mode) with every convolution and the batch norm behind it made one convolution.
 
+    Weights that learnt with few levels are on them afterwards.
+
     A pair stands next to each other in a `Sequential`, or is named ``conv<x>`` and ``bn<x>`` in one module.
     """
     for module in network.modules():
@@ -151,6 +154,9 @@ def fold_batch_norm(network: nn.Module) -> nn.Module:
             if isinstance(convolution, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                 module._modules[first] = fuse_conv_bn_eval(convolution, norm)
                 module._modules[second] = nn.Identity()
+        for name, part in [*module.named_children()]:
+            if isinstance(part, FewLevels):
+                module._modules[name] = part.plain()
     return network
 
 

@@ -17,6 +17,7 @@ from onnxruntime import quantization as ortq
 
 from soundmark.config import ExportConfig
 from soundmark.errors import TrainingError
+from soundmark.learn.networks.few_levels import LARGEST
 from soundmark.runtime import INPUT
 
 Array = npt.NDArray[np.float32]
@@ -54,7 +55,7 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
             calibrate_method=methods[config.calibration],
         )
     model = onnx.load(target)
-    made: bytes = slim(model if config.float_last else int8_linear(model)).SerializeToString()
+    made: bytes = packed(slim(model if config.float_last else int8_linear(model))).SerializeToString()
     return made
 
 
@@ -116,6 +117,40 @@ def slim(model: onnx.ModelProto) -> onnx.ModelProto:
     for node in graph.node:
         for names in (node.input, node.output):
             names[:] = [short.get(name, name) for name in names]
+    return model
+
+
+def packed(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return ``model`` with two weights to a byte where they have few levels (`networks.few_levels`), else as it is.
+
+    A table has the two int8 weights of every byte. ONNX Runtime looks them up once, when it loads the file; what runs
+    then is what would have run without, as quickly.
+    """
+    graph = model.graph
+    levels = np.round(np.arange(-LARGEST, LARGEST + 1) * 127 / LARGEST).astype(np.int8)
+    low, high = (np.minimum(half, len(levels) - 1) for half in (np.arange(256) & 15, np.arange(256) >> 4))
+    nodes = []
+    for place, tensor in enumerate(graph.initializer):
+        weight = onnx.numpy_helper.to_array(tensor)
+        if weight.dtype != np.int8 or weight.shape[2:] != (1, 1) or weight.shape[1] % 2:
+            continue
+        if not np.isin(weight, levels).all():
+            continue
+        of_level = np.searchsorted(levels, weight[:, :, 0, 0]).astype(np.uint8)  # (after, before)
+        name, made = tensor.name, [f"p{place}.{step}" for step in range(3)]
+        tensor.CopyFrom(onnx.numpy_helper.from_array(of_level[:, ::2] | of_level[:, 1::2] << 4, f"p{place}"))
+        shape = onnx.numpy_helper.from_array(np.array(weight.shape), made[2])
+        graph.initializer.append(shape)
+        nodes += [
+            onnx.helper.make_node("Cast", [tensor.name], made[:1], to=onnx.TensorProto.INT32),
+            onnx.helper.make_node("Gather", ["pairs", made[0]], made[1:2]),  # (after, before / 2, 2)
+            onnx.helper.make_node("Reshape", made[1:], [name]),
+        ]
+    if nodes:
+        pairs = np.stack([levels[low], levels[high]], axis=1)
+        graph.initializer.append(onnx.numpy_helper.from_array(pairs, "pairs"))
+    for node in reversed(nodes):
+        graph.node.insert(0, node)
     return model
 
 

@@ -28,7 +28,7 @@ NETWORKS: dict[str, Callable[[NetworkConfig, tuple[int, int], int], nn.Module]] 
     "yamnet": YAMNet,
 }
 """Architecture name -> constructor ``(config, (n_rows, n_frames), n_labels)``."""
-OF_YAMNET = ("taps", "rank", "pool", "head")
+OF_YAMNET = ("taps", "rank", "weight_bits", "pool", "head")
 """Settings that the other kinds do not have."""
 
 

@@ -17,6 +17,7 @@ from soundmark.config import NetworkConfig
 from soundmark.errors import ConfigError
 from soundmark.learn.cosine import CosineHead
 from soundmark.learn.networks.edge import SalientPool, StatisticsPool
+from soundmark.learn.networks.few_levels import FewLevels
 from soundmark.learn.networks.same import same
 
 PLAN = (
@@ -32,7 +33,8 @@ class YAMNet(nn.Module):
 
     ``config.keep``: the first convolutions that are kept, 0 for all 27; ``config.channels``: widths as in `PLAN`, for
     a thinner one, which takes the strongest filters of published weights. ``config.rank``: a 1x1 convolution becomes
-    two with so many channels between them, where that is fewer weights. ``config.taps``: 1x1 convolutions on the way
+    two with so many channels between them, where that is fewer weights. ``config.weight_bits``: 4 for 1x1 convolutions
+    whose weights have few levels (`FewLevels`). ``config.taps``: 1x1 convolutions on the way
     that are pooled, too. ``config.pool``: what is kept of the channels of a layer. ``config.head``: a linear layer, or
     cosines with the labels (`soundmark.learn.cosine`).
 
@@ -68,7 +70,10 @@ class YAMNet(nn.Module):
             )
             fewer = config.rank * (before + after) < before * after
             rank = config.rank if fewer else 0
-            layers.append(Convolution(before, after, layers[-1].shape, kernel=1, norm=norm, rank=rank))
+            kind = FewLevels if config.weight_bits == 4 else nn.Conv2d
+            layers.append(
+                Convolution(before, after, layers[-1].shape, kernel=1, norm=norm, rank=rank, kind=kind)
+            )
         self.layers = nn.Sequential(*layers)
         self.pool = _pool(config, layers[-1].shape[1])
         self.taps = nn.ModuleDict(
@@ -215,14 +220,15 @@ class Convolution(nn.Module):
         groups: int = 1,
         norm: bool = False,
         rank: int = 0,
+        kind: type[nn.Conv2d] = nn.Conv2d,
     ) -> None:
         super().__init__()
         self.shape, self.pad, padding = same(shape, kernel=kernel, stride=stride)
         self.rank = rank
         self.whole: Tensor | None = None
         if rank:
-            self.thin = nn.Conv2d(before, rank, 1, bias=False)
-        self.conv = nn.Conv2d(rank or before, after, kernel, stride, padding, groups=groups)
+            self.thin = kind(before, rank, 1, bias=False)
+        self.conv = kind(rank or before, after, kernel, stride, padding, groups=groups)
         self.bn: nn.Module = nn.Identity()  # named so that export folds it into the convolution
         if norm:
             batch_norm = nn.BatchNorm2d(after)
