@@ -130,7 +130,7 @@ def packed(model: onnx.ModelProto) -> onnx.ModelProto:
     levels = np.round(np.arange(-LARGEST, LARGEST + 1) * 127 / LARGEST).astype(np.int8)
     low, high = (np.minimum(half, len(levels) - 1) for half in (np.arange(256) & 15, np.arange(256) >> 4))
     nodes = []
-    for place, tensor in enumerate(graph.initializer):
+    for place, tensor in enumerate([*graph.initializer]):
         weight = onnx.numpy_helper.to_array(tensor)
         if weight.dtype != np.int8 or weight.shape[2:] != (1, 1) or weight.shape[1] % 2:
             continue
