@@ -1,9 +1,9 @@
 """Which layers of YAMNet a head of cosines should hear: every choice on five folds, and one that looks at none of them.
 
-The trunk is that of a preset, as it is, in float and with whole convolutions; all clips go through it once, and every
-choice of layers, pooling and shrinkage is a closed form on what it gave. In the nested row the choice for each outer
-fold is the best on the other four, each of which was left out in turn: so much is the accuracy of whoever chooses like
-that.
+The trunk is that of a preset, as it is, in float and with whole convolutions, their weights on the levels that the
+preset asks for; all clips go through it once, and every choice of layers, pooling and shrinkage is a closed form on
+what it gave. In the nested row the choice for each outer fold is the best on the other four, each of which was left out
+in turn: so much is the accuracy of whoever chooses like that.
 
     python benchmarks/cosines.py --data ESC50 --weights yamnet_classification.tflite
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
@@ -9,7 +10,7 @@ import numpy.typing as npt
 
 from soundmark import onnxgraph
 from soundmark.errors import ConfigError
-from soundmark.runtime import INPUT, OUTPUT
+from soundmark.runtime import INPUT, OUTPUT, session
 
 IN_FLOAT64 = frozenset(
     """
@@ -47,7 +48,7 @@ def cut(model: Any, start: str, n_spatial: int, name: str) -> tuple[bytes, str]:
     tail.CopyFrom(model)
     graph, starts = tail.graph, (start, *beside(model.graph, start))
     made = {output: node for node in model.graph.node for output in node.output}
-    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    fixed = constants(model.graph)
     alias: dict[str, str] = {}
     for node in model.graph.node:  # a pair of Quantize and Dequantize is the identity, but for rounding
         before = made.get(node.input[0]) if node.op_type == "DequantizeLinear" else None
@@ -64,23 +65,11 @@ def cut(model: Any, start: str, n_spatial: int, name: str) -> tuple[bytes, str]:
         tensor = pending.pop()
         if tensor not in starts and tensor not in needed:
             needed.add(tensor)
-            if tensor in made:
+            if tensor in made and tensor not in fixed:
                 pending += map(source, made[tensor].input)
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:], graph.initializer[:]
     for node in model.graph.node:
-        if not needed & {*node.output}:
-            continue
-        attributes = {attribute.name: attribute for attribute in node.attribute}
-        if node.op_type == "DequantizeLinear" and {*node.input} <= stored.keys():  # of weights
-            parts = [onnxgraph.values(stored[part]) for part in node.input]
-            axis = attributes["axis"].i if "axis" in attributes else 1
-            _add_double(graph, node.output[0], _dequantise(parts, axis))
-            continue
-        if node.op_type == "Cast" and {*node.input} <= stored.keys():  # of weights, too
-            _add_double(graph, node.output[0], onnxgraph.values(stored[node.input[0]]))
-            continue
-        if "value" in attributes and attributes["value"].t.data_type == onnxgraph.FLOAT32:
-            _add_double(graph, node.output[0], onnxgraph.values(attributes["value"].t))
+        if not needed & {*node.output} - fixed:
             continue
         if node.op_type not in IN_FLOAT64:
             raise ConfigError(
@@ -93,30 +82,47 @@ def cut(model: Any, start: str, n_spatial: int, name: str) -> tuple[bytes, str]:
         kept.input[:] = map(source, node.input)
         if node.op_type == "GlobalAveragePool":
             _as_mean(graph, kept, n_spatial, model.opset_import[0].version)
-    for tensor in needed & stored.keys():
-        if stored[tensor].data_type == onnxgraph.FLOAT32:
-            _add_double(graph, tensor, onnxgraph.values(stored[tensor]))
-        else:
-            graph.initializer.add().CopyFrom(stored[tensor])
+    for tensor, array in values(model, needed & fixed).items():
+        _add(graph, tensor, array)
     for tensor in starts:
         graph.input.add(name=tensor).type.tensor_type.elem_type = onnxgraph.FLOAT64
     graph.output.add(name=output).type.tensor_type.elem_type = onnxgraph.FLOAT64
     return tail.SerializeToString(), output
 
 
-def _add_double(graph: Any, name: str, array: npt.NDArray[Any]) -> None:
-    data = array.astype("<f8").tobytes()
-    graph.initializer.add(name=name, dims=array.shape, data_type=onnxgraph.FLOAT64, raw_data=data)
+def constants(graph: Any) -> set[str]:
+    """Return the tensors that are stored, or depend on what is stored alone."""
+    found = {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if found >= {*node.input} - {""}:
+            found |= {*node.output}
+    return found
 
 
-def _dequantise(parts: list[npt.NDArray[Any]], axis: int) -> npt.NDArray[np.float64]:
-    """Return ``(values - zero point) * scale``, one scale for all or one for each index of ``axis``."""
-    values, scale, *zero = (part.astype(np.float64) for part in parts)
-    shape = [1] * values.ndim
-    if scale.ndim:
-        shape[axis] = scale.size
-    shifted = values - zero[0].reshape(shape) if zero else values
-    return shifted * scale.reshape(shape)
+def values(model: Any, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+    """Return the `constants` of these ``names``, as ONNX Runtime computes them when it loads the model."""
+    stored = {tensor.name: tensor for tensor in model.graph.initializer}
+    found = {name: onnxgraph.values(stored[name]) for name in names if name in stored}
+    computed = [name for name in names if name not in stored]
+    if not computed:
+        return found
+    part = onnxgraph.ModelProto()
+    part.CopyFrom(model)
+    del part.graph.node[:], part.graph.input[:], part.graph.output[:], part.graph.value_info[:]
+    nodes = constants(model.graph)
+    part.graph.node.extend(node for node in model.graph.node if node.output[0] in nodes)
+    for name in computed:
+        part.graph.output.add(name=name)
+    made = session(part.SerializeToString(), threads=1).run(computed, {})
+    return found | dict(zip(computed, made, strict=True))
+
+
+def _add(graph: Any, name: str, array: npt.NDArray[Any]) -> None:
+    whole = np.issubdtype(array.dtype, np.integer)
+    data = array.astype("<i8" if whole else "<f8").tobytes()
+    graph.initializer.add(
+        name=name, dims=array.shape, data_type=onnxgraph.INT64 if whole else onnxgraph.FLOAT64, raw_data=data
+    )
 
 
 def _as_mean(graph: Any, node: Any, n_spatial: int, opset: int) -> None:
@@ -127,5 +133,5 @@ def _as_mean(graph: Any, node: Any, n_spatial: int, opset: int) -> None:
         node.attribute.add(name="axes", type=7, ints=axes.tolist())  # AttributeProto.INTS
         return
     name = f"{node.output[0]}_axes"
-    graph.initializer.add(name=name, dims=axes.shape, data_type=7, raw_data=axes.astype("<i8").tobytes())
+    _add(graph, name, axes)
     node.input.append(name)

@@ -50,7 +50,7 @@ ALLOWED_OPS = frozenset(
     """.split()  # noqa: SIM905
 )
 
-FLOAT32, FLOAT64 = 1, 11
+FLOAT32, INT64, FLOAT64 = 1, 7, 11
 _DTYPES = {  # TensorProto.DataType -> (numpy name, bytes per value, field that holds values when raw_data does not)
     1: ("float32", 4, "float_data"),
     2: ("uint8", 1, "int32_data"),

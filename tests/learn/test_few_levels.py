@@ -13,7 +13,7 @@ import onnx  # noqa: E402
 import onnxruntime as ort  # noqa: E402
 from torch import nn  # noqa: E402
 
-from soundmark import explain, onnxgraph  # noqa: E402
+from soundmark import explain, explain_tail, onnxgraph  # noqa: E402
 from soundmark.config import ExportConfig, NetworkConfig  # noqa: E402
 from soundmark.learn import networks  # noqa: E402
 from soundmark.learn.export import fold_batch_norm, to_onnx  # noqa: E402
@@ -23,12 +23,12 @@ from soundmark.learn.quantize import quantize  # noqa: E402
 SHAPE = (32, 51)
 
 
-def network(bits: int, **options: object) -> nn.Module:
+def network(bits: int, n_labels: int = 5, **options: object) -> nn.Module:
     torch.manual_seed(0)
     made = networks.build(
         NetworkConfig(kind="yamnet", keep=9, batch_norm=True, weight_bits=bits, **options),  # type: ignore[arg-type]
         SHAPE,
-        5,
+        n_labels,
     )
     for layer in made.modules():
         if isinstance(layer, nn.BatchNorm2d):
@@ -74,6 +74,27 @@ def test_a_folded_network_says_the_same_with_plain_convolutions(rank: int) -> No
         found = fold_batch_norm(made)(x)
     assert not any(isinstance(layer, FewLevels) for layer in made.modules())
     assert torch.allclose(found, wanted, atol=1e-4)
+
+
+@pytest.mark.parametrize("head", ["linear", "cosine"])
+def test_linear_layers_of_four_bits_say_about_the_same(head: str, tmp_path: Path) -> None:
+    made = fold_batch_norm(network(8, 21, head=head, pool="statistics"))
+    to_onnx(made, SHAPE, tmp_path / "fp32.onnx")
+    x, sizes, answers = windows(40), {}, {}
+    for bits in (8, 4):
+        model = quantize(tmp_path / "fp32.onnx", x[:30], ExportConfig(linear_bits=bits))  # type: ignore[arg-type]
+        onnxgraph.check(onnxgraph.parse(model, name="it"), name="it")
+        sizes[bits], answers[bits] = len(model), ort.InferenceSession(model).run(None, {"features": x})[0]
+        proto = onnxgraph.parse(model, name="it")
+        last = explain._last_map(proto.graph, explain._layers(proto.graph)[-1].tensor)
+        tail, output = explain_tail.cut(proto, last, 2, "it")  # finds the weights where two share a byte
+        onnxgraph.add_outputs(proto, [last])
+        (maps,) = ort.InferenceSession(proto.SerializeToString()).run([last], {"features": x})
+        (again,) = ort.InferenceSession(tail).run([output], {last: maps.astype(np.float64)})
+        np.testing.assert_allclose(again, answers[bits], atol=1e-4)
+    assert sizes[8] - sizes[4] == pytest.approx(256 * 3 * 20 / 2, abs=1500)
+    error = answers[4] - answers[8]
+    assert np.square(error).mean() < 0.03 * np.square(answers[8]).mean()
 
 
 def test_two_weights_share_a_byte_and_onnx_runtime_unpacks_them_once(tmp_path: Path) -> None:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import itertools
 import logging
 import warnings
 from collections.abc import Iterator
@@ -13,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
+import onnxruntime as ort
 from onnxruntime import quantization as ortq
 
 from soundmark.config import ExportConfig
 from soundmark.errors import TrainingError
-from soundmark.learn.networks.few_levels import LARGEST
+from soundmark.learn.compact import compact
+from soundmark.learn.networks.few_levels import LARGEST, LEVELS
+from soundmark.learn.rounding import with_feedback
 from soundmark.runtime import INPUT
 
 Array = npt.NDArray[np.float32]
@@ -55,12 +57,17 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
             calibrate_method=methods[config.calibration],
         )
     model = onnx.load(target)
-    made: bytes = packed(slim(model if config.float_last else int8_linear(model))).SerializeToString()
+    if not config.float_last:
+        model = int8_linear(model, calibration if config.linear_bits == 4 else None)
+    made: bytes = compact(model).SerializeToString()
     return made
 
 
-def int8_linear(model: onnx.ModelProto) -> onnx.ModelProto:
+def int8_linear(model: onnx.ModelProto, four_bits: Array | None = None) -> onnx.ModelProto:
     """Return ``model`` whose linear layers have int8 weights, with a scale per input, and compute in float.
+
+    With ``four_bits``, windows (n, rows, frames) that go through the model, weights are on `LEVELS` and rounded by
+    `rounding`.
 
     Pooled features have ranges of their own: rounded to levels that all of them share, those that spread little are
     lost, and logits of 256 levels tie for the first place. A layer behind the pooling costs nothing in float. ONNX
@@ -68,17 +75,27 @@ def int8_linear(model: onnx.ModelProto) -> onnx.ModelProto:
     """
     graph = model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
-    for place, node in reversed([*enumerate(graph.node)]):
-        if node.op_type != "Gemm":
-            continue
+    layers = [(place, node) for place, node in enumerate(graph.node) if node.op_type == "Gemm"]
+    heard = {} if four_bits is None else _heard(model, [node.input[0] for _, node in layers], four_bits)
+    for place, node in reversed(layers):
         name = node.input[1]
         weight = onnx.numpy_helper.to_array(stored[name])
-        inputs = int(any(attribute.name == "transB" and attribute.i for attribute in node.attribute))  # axis
-        scale = np.maximum(np.abs(weight).max(axis=1 - inputs) / 127, np.finfo(np.float32).tiny)
-        rounded = np.round(weight / np.expand_dims(scale, 1 - inputs)).astype(np.int8)
-        parts = {f"{name}_quantized": rounded, f"{name}_scale": np.expand_dims(scale, 1 - inputs)}
-        graph.initializer.extend(onnx.numpy_helper.from_array(values, part) for part, values in parts.items())
+        turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+        of_input = weight if turned else weight.T  # (after, before)
+        if heard:
+            levels, scale, shift = with_feedback(
+                of_input.astype(np.float64), heard[node.input[0]], largest=LARGEST
+            )
+            rounded, scale = LEVELS[levels + LARGEST], scale * LARGEST / 127
+            _add_to_bias(node, graph, shift)
+        else:
+            scale = np.maximum(np.abs(of_input).max(axis=0) / 127, np.finfo(np.float32).tiny)
+            rounded = np.round(of_input / scale).astype(np.int8)
         made = [f"{name}_cast", f"{name}_float"]
+        parts = {f"{name}_quantized": rounded, f"{name}_scale": scale[None].astype(np.float32)}
+        for part, values in parts.items():
+            ready = np.ascontiguousarray(values if turned else values.T)
+            graph.initializer.append(onnx.numpy_helper.from_array(ready, part))
         nodes = [
             onnx.helper.make_node("Cast", [f"{name}_quantized"], made[:1], to=onnx.TensorProto.FLOAT),
             onnx.helper.make_node("Mul", [made[0], f"{name}_scale"], made[1:]),
@@ -89,69 +106,23 @@ def int8_linear(model: onnx.ModelProto) -> onnx.ModelProto:
     return model
 
 
-def slim(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``model`` without what no reader needs, an eighth of a small file: it computes the same, as quickly.
+def _heard(model: onnx.ModelProto, names: list[str], windows: Array) -> dict[str, npt.NDArray[np.float64]]:
+    """Return what the tensors ``names`` of the model are for ``windows``, ``(n, width)`` each."""
+    open_ended = onnx.ModelProto()
+    open_ended.CopyFrom(model)
+    del open_ended.graph.output[:]
+    open_ended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
+    session = ort.InferenceSession(open_ended.SerializeToString(), providers=["CPUExecutionProvider"])
+    rows = zip(*(session.run(names, {INPUT: window[None]}) for window in windows), strict=True)
+    return {name: np.concatenate(row).astype(np.float64) for name, row in zip(names, rows, strict=True)}
 
-    Zero points of weights and biases that are 0 (five bytes a channel), names of nodes, shapes in between, and long
-    names of all that is not a weight.
-    """
-    graph = model.graph
-    stored = {tensor.name: tensor for tensor in graph.initializer}
-    for node in graph.node:
-        node.ClearField("name")
-        if node.op_type != "DequantizeLinear" or not {*node.input} <= stored.keys():
-            continue
-        if len(node.input) == 3 and not onnx.numpy_helper.to_array(stored[node.input[2]]).any():
-            del node.input[2]
-    used = {name for node in graph.node for name in node.input}
-    kept = [tensor for tensor in graph.initializer if tensor.name in used]
-    del graph.initializer[:], graph.value_info[:]
-    graph.initializer.extend(kept)
-    stay = ["", *(one.name for one in (*graph.input, *graph.output))]
-    stay += [tensor.name for tensor in kept if len(tensor.dims) > 1]
-    free = (name for name in map("t{}".format, itertools.count()) if name not in stay)
-    made = [name for node in graph.node for name in node.output] + [tensor.name for tensor in kept]
-    short = {name: name if name in stay else next(free) for name in dict.fromkeys(made)}
+
+def _add_to_bias(node: onnx.NodeProto, graph: onnx.GraphProto, shift: npt.NDArray[np.float64]) -> None:
+    """Give a linear layer ``shift`` (after,) on top of its bias, if it has one."""
     for tensor in graph.initializer:
-        tensor.name = short[tensor.name]
-    for node in graph.node:
-        for names in (node.input, node.output):
-            names[:] = [short.get(name, name) for name in names]
-    return model
-
-
-def packed(model: onnx.ModelProto) -> onnx.ModelProto:
-    """Return ``model`` with two weights to a byte where they have few levels (`networks.few_levels`), else as it is.
-
-    A table has the two int8 weights of every byte. ONNX Runtime looks them up once, when it loads the file; what runs
-    then is what would have run without, as quickly.
-    """
-    graph = model.graph
-    levels = np.round(np.arange(-LARGEST, LARGEST + 1) * 127 / LARGEST).astype(np.int8)
-    low, high = (np.minimum(half, len(levels) - 1) for half in (np.arange(256) & 15, np.arange(256) >> 4))
-    nodes = []
-    for place, tensor in enumerate([*graph.initializer]):
-        weight = onnx.numpy_helper.to_array(tensor)
-        if weight.dtype != np.int8 or weight.shape[2:] != (1, 1) or weight.shape[1] % 2:
-            continue
-        if not np.isin(weight, levels).all():
-            continue
-        of_level = np.searchsorted(levels, weight[:, :, 0, 0]).astype(np.uint8)  # (after, before)
-        name, made = tensor.name, [f"p{place}.{step}" for step in range(3)]
-        tensor.CopyFrom(onnx.numpy_helper.from_array(of_level[:, ::2] | of_level[:, 1::2] << 4, f"p{place}"))
-        shape = onnx.numpy_helper.from_array(np.array(weight.shape), made[2])
-        graph.initializer.append(shape)
-        nodes += [
-            onnx.helper.make_node("Cast", [tensor.name], made[:1], to=onnx.TensorProto.INT32),
-            onnx.helper.make_node("Gather", ["pairs", made[0]], made[1:2]),  # (after, before / 2, 2)
-            onnx.helper.make_node("Reshape", made[1:], [name]),
-        ]
-    if nodes:
-        pairs = np.stack([levels[low], levels[high]], axis=1)
-        graph.initializer.append(onnx.numpy_helper.from_array(pairs, "pairs"))
-    for node in reversed(nodes):
-        graph.node.insert(0, node)
-    return model
+        if tensor.name in node.input[2:]:
+            bias = onnx.numpy_helper.to_array(tensor) + shift
+            tensor.CopyFrom(onnx.numpy_helper.from_array(bias.astype(np.float32), tensor.name))
 
 
 def _first_convolutions(graph: onnx.GraphProto) -> list[str]:

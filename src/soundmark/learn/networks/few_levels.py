@@ -6,11 +6,14 @@ Source: Krishnamoorthi, "Quantizing deep convolutional networks for efficient in
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 LARGEST = 7
 """Levels are whole numbers from its negative to it, times a scale."""
+LEVELS = np.round(np.arange(-LARGEST, LARGEST + 1) * 127 / LARGEST).astype(np.int8)
+"""The same as int8, in which the largest weight of a channel is 127."""
 
 
 class FewLevels(nn.Conv2d):
