@@ -50,8 +50,8 @@ LOOKED_AT = {"edge-taught": ("1", "2")}
 SELECTED = {
     "edge-5folds.json": "closed form; settings seen on these folds; layers and pooling chosen without the fold, "
     "nothing split, {nested} (decision 13)",
-    "yamnet-cosine-5folds.json": "closed form; settings seen on these folds; chosen without the fold, {nested} "
-    "(decision 12)",
+    "yamnet-cosine-5folds.json": "closed form; settings seen on these folds; layers and pooling chosen without the "
+    "fold, {nested} (decision 16)",
     "cosine-pair-5folds.json": "fp32, closed form; one setting compared on the same folds (decision 12)",
     "edge-taught-5folds.json": "last epoch; masks decided by inner runs, after a look at folds 1 and 2 (decision 10)",
     "tiny-5folds.json": "last epoch; settings compared by inner runs that were scored on folds 1 and 2, "
