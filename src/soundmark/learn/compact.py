@@ -66,23 +66,26 @@ def short_scales(model: onnx.ModelProto) -> onnx.ModelProto:
     nodes: list[onnx.NodeProto] = []
     for node in graph.node:
         parts = [makers[name] for name in node.input if name in makers]
-        if node.op_type == "Conv" and [part.op_type for part in parts] == ["DequantizeLinear"] * 3:
-            of_input, of_weight, of_bias = (part.input[1] for part in parts)
-            one, several, product = (numpy_helper.to_array(stored[x]) for x in (of_input, of_weight, of_bias))
-            if np.allclose(one * several, product, rtol=1e-5, atol=0):
-                graph.initializer.remove(stored[of_bias])
-                nodes.append(helper.make_node("Mul", [of_input, of_weight], [of_bias]))
-        elif node.op_type == "Mul" and [part.op_type for part in parts] == ["Cast"]:
+        kinds = [part.op_type for part in parts]
+        if node.op_type == "Conv" and kinds == ["DequantizeLinear"] * len(node.input):
+            of_input, of_weight, *of_bias = (part.input[1] for part in parts)
+            product = numpy_helper.to_array(stored[of_input]) * numpy_helper.to_array(stored[of_weight])
+            for name in of_bias:
+                if name in stored and np.allclose(
+                    product, numpy_helper.to_array(stored[name]), rtol=1e-5, atol=0
+                ):
+                    graph.initializer.remove(stored.pop(name))
+                    nodes.append(helper.make_node("Mul", [of_input, of_weight], [name]))
+        elif node.op_type == "Mul" and kinds == ["Cast"]:
             of_weight = node.input[1]
         else:
             continue
         scale = numpy_helper.to_array(stored[of_weight])
         half = scale.astype(np.float16)
-        if np.allclose(half, scale, rtol=1e-3, atol=0):
-            stored[of_weight].CopyFrom(numpy_helper.from_array(half, f"{of_weight}h"))
-            nodes.insert(
-                0, helper.make_node("Cast", [f"{of_weight}h"], [of_weight], to=onnx.TensorProto.FLOAT)
-            )
+        if scale.dtype == np.float32 and np.allclose(half, scale, rtol=1e-3, atol=0):
+            name = f"{of_weight}h"
+            stored[of_weight].CopyFrom(numpy_helper.from_array(half, name))
+            nodes.insert(0, helper.make_node("Cast", [name], [of_weight], to=onnx.TensorProto.FLOAT))
     return _begin_with(nodes, model)
 
 
