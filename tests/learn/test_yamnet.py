@@ -11,6 +11,7 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
+import onnxruntime as ort  # noqa: E402
 from msgspec.structs import replace  # noqa: E402
 
 import synthetic  # noqa: E402
@@ -25,7 +26,7 @@ from soundmark.learn import checkpoint, frozen, networks, pretrained  # noqa: E4
 from soundmark.learn.batches import Batches  # noqa: E402
 from soundmark.learn.cosine import CosineHead  # noqa: E402
 from soundmark.learn.embeddings import Embedder  # noqa: E402
-from soundmark.learn.export import export, fold_batch_norm  # noqa: E402
+from soundmark.learn.export import export, fold_batch_norm, to_onnx  # noqa: E402
 from soundmark.learn.finished import load_network  # noqa: E402
 from soundmark.learn.networks.edge import StatisticsPool  # noqa: E402
 from soundmark.learn.networks.yamnet import Convolution, YAMNet  # noqa: E402
@@ -171,6 +172,19 @@ def test_statistics_are_mean_deviation_and_the_largest() -> None:
     torch.testing.assert_close(StatisticsPool()(x), torch.cat(wanted, dim=1))
     made = network(9, channels=THIN, pool="statistics", taps=(7,))
     assert made.embed(torch.randn(1, 64, 498)).shape == (1, made.width) == (1, 3 * (THIN[3] + THIN[4]))
+
+
+def test_the_deviation_of_what_stays_the_same_is_exported_as_it_is_learnt(tmp_path: Path) -> None:
+    class Pooled(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return StatisticsPool()(x[:, None])
+
+    to_onnx(Pooled(), (4, 50), tmp_path / "pool.onnx")  # the exporter leaves out a sum with almost nothing
+    still = torch.full((1, 4, 50), 2.0)
+    (found,) = ort.InferenceSession(tmp_path / "pool.onnx").run(None, {"features": still.numpy()})
+    wanted = Pooled()(still).numpy()
+    assert 0 < wanted[0, 1] < 1e-3
+    np.testing.assert_allclose(found, wanted, rtol=1e-6)
 
 
 @pytest.mark.parametrize("taps", [(4,), (9,), (7, 5), (5, 5)])

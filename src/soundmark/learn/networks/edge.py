@@ -83,6 +83,10 @@ class SalientPool(nn.Module):
         return torch.cat([over_time.mean(dim=1), largest.mean(dim=1)], dim=1)
 
 
+LEAST = 1e-7
+"""Added to a variance before its root; up to 1e-8 the exporter takes for nothing, and leaves out."""
+
+
 class StatisticsPool(nn.Module):
     """Mean over rows, then its mean and deviation over time; and the largest value: ``(batch, 3 * channels)``.
 
@@ -96,7 +100,7 @@ class StatisticsPool(nn.Module):
         """Return the pooled embedding of ``x`` (batch, channels, rows, frames)."""
         over_time = mean_over_rows(x)
         mean = over_time.mean(dim=1, keepdim=True)
-        deviation = ((over_time - mean).square().mean(dim=1) + 1e-8).sqrt()
+        deviation = ((over_time - mean).square().mean(dim=1) + LEAST).sqrt()
         largest = nn.functional.max_pool2d(x, (x.shape[2], x.shape[3])).flatten(1)
         return torch.cat([mean.flatten(1), deviation, largest], dim=1)
 
