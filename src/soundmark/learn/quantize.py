@@ -87,7 +87,9 @@ def int8_linear(model: onnx.ModelProto, four_bits: Array | None = None) -> onnx.
                 of_input.astype(np.float64), heard[node.input[0]], largest=LARGEST
             )
             rounded, scale = LEVELS[levels + LARGEST], scale * LARGEST / 127
-            _add_to_bias(node, graph, shift)
+            for bias in node.input[2:]:
+                moved = (onnx.numpy_helper.to_array(stored[bias]) + shift).astype(np.float32)
+                stored[bias].CopyFrom(onnx.numpy_helper.from_array(moved, bias))
         else:
             scale = np.maximum(np.abs(of_input).max(axis=0) / 127, np.finfo(np.float32).tiny)
             rounded = np.round(of_input / scale).astype(np.int8)
@@ -115,14 +117,6 @@ def _heard(model: onnx.ModelProto, names: list[str], windows: Array) -> dict[str
     session = ort.InferenceSession(open_ended.SerializeToString(), providers=["CPUExecutionProvider"])
     rows = zip(*(session.run(names, {INPUT: window[None]}) for window in windows), strict=True)
     return {name: np.concatenate(row).astype(np.float64) for name, row in zip(names, rows, strict=True)}
-
-
-def _add_to_bias(node: onnx.NodeProto, graph: onnx.GraphProto, shift: npt.NDArray[np.float64]) -> None:
-    """Give a linear layer ``shift`` (after,) on top of its bias, if it has one."""
-    for tensor in graph.initializer:
-        if tensor.name in node.input[2:]:
-            bias = onnx.numpy_helper.to_array(tensor) + shift
-            tensor.CopyFrom(onnx.numpy_helper.from_array(bias.astype(np.float32), tensor.name))
 
 
 def _first_convolutions(graph: onnx.GraphProto) -> list[str]:
