@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 import numpy as np
@@ -99,7 +99,7 @@ def constants(graph: Any) -> set[str]:
     return found
 
 
-def values(model: Any, names: Iterable[str]) -> dict[str, npt.NDArray[Any]]:
+def values(model: Any, names: Collection[str]) -> dict[str, npt.NDArray[Any]]:
     """Return the `constants` of these ``names``, as ONNX Runtime computes them when it loads the model."""
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     found = {name: onnxgraph.values(stored[name]) for name in names if name in stored}

@@ -12,15 +12,15 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import onnx
-import onnxruntime as ort
 from onnxruntime import quantization as ortq
 
+from soundmark import onnxgraph
 from soundmark.config import ExportConfig
 from soundmark.errors import TrainingError
 from soundmark.learn.compact import compact
 from soundmark.learn.networks.few_levels import LARGEST, LEVELS
 from soundmark.learn.rounding import with_feedback
-from soundmark.runtime import INPUT
+from soundmark.runtime import INPUT, session
 
 Array = npt.NDArray[np.float32]
 
@@ -112,10 +112,9 @@ def _heard(model: onnx.ModelProto, names: list[str], windows: Array) -> dict[str
     """Return what the tensors ``names`` of the model are for ``windows``, ``(n, width)`` each."""
     open_ended = onnx.ModelProto()
     open_ended.CopyFrom(model)
-    del open_ended.graph.output[:]
-    open_ended.graph.output.extend(onnx.ValueInfoProto(name=name) for name in names)
-    session = ort.InferenceSession(open_ended.SerializeToString(), providers=["CPUExecutionProvider"])
-    rows = zip(*(session.run(names, {INPUT: window[None]}) for window in windows), strict=True)
+    onnxgraph.add_outputs(open_ended, names)
+    run = session(open_ended.SerializeToString(), threads=1).run
+    rows = zip(*(run(names, {INPUT: window[None]}) for window in windows), strict=True)
     return {name: np.concatenate(row).astype(np.float64) for name, row in zip(names, rows, strict=True)}
 
 
