@@ -181,7 +181,7 @@ _LAYER = frozenset({"layer", "l2", "shrink", "scale"})
 )
 @click.option("--overwrite", is_flag=True, help="Replace an ensemble that is there.")
 @cli_options.config_options(EnsembleConfig, but=frozenset(fields(EnsembleConfig)) - _LAYER)
-@cli_options.config_options(ExportConfig, but=frozenset({"float_last", "linear_bits"}))
+@cli_options.config_options(ExportConfig, but=frozenset({"float_last", "linear_bits", "refit_head"}))
 def side_by_side(
     runs: tuple[Path, ...],
     out: Path,

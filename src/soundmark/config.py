@@ -290,6 +290,7 @@ class ExportConfig(Config, frozen=True, kw_only=True):
     )
     float_last: bool = False  # keep the weights of linear layers in float, too
     linear_bits: Literal[4, 8] = 8  # of the weights of linear layers, if not in float
+    refit_head: bool = False  # a head of cosines is fitted once more, to what int8 layers give of the clips
     golden_windows: Positive = 64  # windows on which torch, ONNX and int8 are compared
     max_int8_disagreement: Fraction = 0.1  # share of golden windows whose top-1 may change, else export fails
 

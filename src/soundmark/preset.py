@@ -77,8 +77,11 @@ class Preset(Config, frozen=True, kw_only=True):
             raise ValueError(
                 "`train.epochs` 0 needs `network.head` cosine: another head has nothing to begin with"
             )
-        if self.train.refit_head and self.network.head != "cosine":
-            raise ValueError("`train.refit_head` needs `network.head` cosine: another head is only learnt")
+        for section, again in {"train": self.train.refit_head, "export": self.export.refit_head}.items():
+            if again and self.network.head != "cosine":
+                raise ValueError(
+                    f"`{section}.refit_head` needs `network.head` cosine: another is only learnt"
+                )
 
 
 def preset_names() -> list[str]:

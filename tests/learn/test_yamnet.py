@@ -11,26 +11,29 @@ import pytest
 torch = pytest.importorskip("torch")
 pytest.importorskip("lightning_fabric")
 
+import onnx  # noqa: E402
 import onnxruntime as ort  # noqa: E402
 from msgspec.structs import replace  # noqa: E402
 
 import synthetic  # noqa: E402
 from soundmark import audio  # noqa: E402
 from soundmark.classifier import Classifier  # noqa: E402
-from soundmark.config import AugmentConfig, NetworkConfig, TrainConfig, WaveConfig  # noqa: E402
+from soundmark.config import AugmentConfig, ExportConfig, NetworkConfig, TrainConfig, WaveConfig  # noqa: E402
 from soundmark.dataset import Dataset  # noqa: E402
 from soundmark.errors import ConfigError, TrainingError  # noqa: E402
 from soundmark.evaluate import evaluate  # noqa: E402
 from soundmark.frontend import Frontend  # noqa: E402
-from soundmark.learn import checkpoint, frozen, networks, pretrained  # noqa: E402
+from soundmark.learn import checkpoint, cosine, frozen, networks, pretrained, quantize  # noqa: E402
 from soundmark.learn.batches import Batches  # noqa: E402
 from soundmark.learn.cosine import CosineHead  # noqa: E402
 from soundmark.learn.embeddings import Embedder  # noqa: E402
 from soundmark.learn.export import export, fold_batch_norm, to_onnx  # noqa: E402
-from soundmark.learn.finished import load_network  # noqa: E402
+from soundmark.learn.finished import load_network, training_features  # noqa: E402
 from soundmark.learn.networks.edge import StatisticsPool  # noqa: E402
 from soundmark.learn.networks.yamnet import Convolution, YAMNet  # noqa: E402
+from soundmark.learn.run_folder import Run  # noqa: E402
 from soundmark.learn.schedule import make_optimizer  # noqa: E402
+from soundmark.learn.side_by_side import side_by_side  # noqa: E402
 from soundmark.learn.smoke import smoke  # noqa: E402
 from soundmark.learn.tflite_weights import yamnet_layers  # noqa: E402
 from soundmark.learn.train import train  # noqa: E402
@@ -214,6 +217,39 @@ def test_a_head_of_cosines_begins_as_discriminants_and_may_learn_on(
     made_of, _ = export(run, tmp_path / "bundle", data=dataset)
     report = evaluate(Classifier(made_of), dataset, folds=[5])
     assert report.figures["accuracy"] > 0.4  # random trunk; by chance 0.2
+
+
+def test_a_head_of_cosines_is_fitted_to_what_int8_layers_give(dataset: Dataset, tmp_path: Path) -> None:
+    made = preset()
+    network = replace(made.network, head="cosine", keep=9, taps=(5,), pool="statistics", pretrained="")
+    made = replace(made, network=network, train=replace(made.train, epochs=0))
+    run = train(made, dataset, test_fold=5, out=tmp_path / "run")
+    store, targets = training_features(run, dataset, None), np.array(dataset.in_folds([1, 2, 3, 4]).targets)
+    features = store.frontend.finish(np.asarray(store.linear))
+    off = {}
+    for again in (False, True):
+        config = ExportConfig(float_last=True, refit_head=again)
+        written, _ = export(run, tmp_path / str(again), data=dataset, config=config)
+        model = onnx.load_from_string(written.model)
+        projection = next(node for node in model.graph.node if "head.projection.weight" in node.input)
+        heard = quantize.heard(model, [projection.input[0], "logits"], features)
+        x = heard[projection.input[0]]
+        found = cosine.fit(x, targets, 5, shrink=cosine.SHRINK)
+        wanted = CosineHead(x.shape[1], 5).become(found, cosine.SCALE)(torch.from_numpy(x).float())
+        off[again] = np.abs(wanted.detach().numpy() - heard["logits"]).max()
+    assert off[True] < off[False] / 3  # not 0: scales are rounded to float16 behind it
+    again = Run(run.path, replace(made, export=ExportConfig(refit_head=True)), run.info)
+    side_by_side([again, again], tmp_path / "beside", data=dataset)  # has heads of its own
+    with pytest.raises(ConfigError, match=r"export\.refit_head"):
+        load_preset("tiny-scratch", ["export.refit_head=true"])
+
+
+def test_a_head_that_is_only_learnt_is_not_fitted(dataset: Dataset, tmp_path: Path) -> None:
+    made = preset()
+    made = replace(made, network=replace(made.network, keep=9, pretrained=""))
+    run = train(made, dataset, test_fold=5, out=tmp_path / "run")
+    with pytest.raises(ConfigError, match=r"export\.refit_head"):
+        export(run, tmp_path / "out", data=dataset, config=ExportConfig(refit_head=True))
 
 
 def test_a_head_of_cosines_is_fitted_again_to_what_was_learnt(dataset: Dataset, tmp_path: Path) -> None:

@@ -7,8 +7,9 @@ Sources: Jacob et al., CVPR 2018 (integer inference); ONNX Runtime's QDQ static 
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,11 @@ from soundmark.frontend import fingerprint
 from soundmark.golden import golden
 from soundmark.learn.card import model_card
 from soundmark.learn.features import FeatureStore
-from soundmark.learn.finished import load_network, training_features
+from soundmark.learn.finished import load_network, training_features, training_set
 from soundmark.learn.networks.few_levels import FewLevels
 from soundmark.learn.quantize import quantize, quiet
 from soundmark.learn.quote import quote
+from soundmark.learn.refit import refit
 from soundmark.learn.run_folder import Run
 from soundmark.postprocess import softmax
 from soundmark.runtime import INPUT, OUTPUT, Runtime
@@ -91,8 +93,10 @@ def export(
     config = config or run.preset.export
     said = {"folds": quote(quoted, run)} if quoted else {}
     network = load_network(run)
-    store = training_features(run, data, on_clip)
-    return write_bundle(run, network, store, out, config, said=said, overwrite=overwrite)
+    again = config.quantize and config.refit_head
+    store = training_features(run, data, on_clip, all_clips=again)
+    targets = training_set(run, data).targets if again else None
+    return write_bundle(run, network, store, out, config, targets=targets, said=said, overwrite=overwrite)
 
 
 def write_bundle(
@@ -102,10 +106,15 @@ def write_bundle(
     out: Path,
     config: ExportConfig,
     *,
+    targets: Sequence[int] | None = None,
     said: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> tuple[bundle.Bundle, Agreement]:
-    """Write ``network`` as the bundle of ``run``, with int8 ranges from ``store``; ``said`` joins its provenance."""
+    """Write ``network`` as the bundle of ``run``.
+
+    int8 ranges are from ``store``, of whose clips ``targets`` are the labels: without them no head is fitted again.
+    ``said`` joins its provenance.
+    """
     window_samples = round(run.preset.window.window_s * run.preset.frontend.sample_rate)
     shape = store.frontend.shape(window_samples)
     network = fold_batch_norm(network.eval())
@@ -115,7 +124,10 @@ def write_bundle(
         model = fp32.read_bytes()
         if config.quantize:
             calibration = _features(store, config.calibration_clips, offset=0)
-            model = quantize(fp32, calibration, config)
+            again = None
+            if config.refit_head and targets is not None:
+                again = partial(refit, network=network, store=store, targets=targets)
+            model = quantize(fp32, calibration, config, again)
         agreement = _agreement(
             network, fp32.read_bytes(), model, _features(store, config.golden_windows, offset=1)
         )

@@ -63,11 +63,18 @@ def training_set(run: Run, data: str | Path | Dataset | None = None) -> Dataset:
 
 
 def training_features(
-    run: Run, data: str | Path | Dataset | None, on_clip: Callable[[int], None] | None
+    run: Run,
+    data: str | Path | Dataset | None,
+    on_clip: Callable[[int], None] | None,
+    *,
+    all_clips: bool = False,
 ) -> FeatureStore:
-    """Return features of the clips that ``run`` was trained on, of a few where the cache does not have them."""
+    """Return features of the clips that ``run`` was trained on.
+
+    Of a few, unless ``all_clips``, where the cache does not have them.
+    """
     train_set = training_set(run, data)
-    if waves.active(run.preset.waves):  # these features are not in the cache: make those of a few clips
+    if waves.active(run.preset.waves) and not all_clips:  # not in the cache: make those of a few clips
         wanted = run.preset.export.calibration_clips + run.preset.export.golden_windows
         clips = train_set.clips[:: max(1, len(train_set.clips) // wanted)]
         train_set = replace(train_set, clips=clips)

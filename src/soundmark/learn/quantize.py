@@ -6,7 +6,7 @@ import contextlib
 import io
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -25,8 +25,16 @@ from soundmark.runtime import INPUT, session
 Array = npt.NDArray[np.float32]
 
 
-def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
-    """Return the int8 model: QDQ, symmetric per-channel weights, ranges from ``calibration`` (n, rows, frames)."""
+def quantize(
+    fp32: Path,
+    calibration: Array,
+    config: ExportConfig,
+    refit: Callable[[onnx.ModelProto], None] | None = None,
+) -> bytes:
+    """Return the int8 model: QDQ, symmetric per-channel weights, ranges from ``calibration`` (n, rows, frames).
+
+    ``refit`` may change linear layers, which are in float when it is called, and all other layers in int8.
+    """
     if len(calibration) == 0 or not 1e-6 <= float(calibration.std()) < np.inf:  # nor NaN
         raise TrainingError(
             "no varied calibration windows", wanted="training clips with sound", code="bad_calibration"
@@ -57,6 +65,8 @@ def quantize(fp32: Path, calibration: Array, config: ExportConfig) -> bytes:
             calibrate_method=methods[config.calibration],
         )
     model = onnx.load(target)
+    if refit:
+        refit(model)
     if not config.float_last:
         model = int8_linear(model, calibration if config.linear_bits == 4 else None)
     made: bytes = compact(model).SerializeToString()
@@ -76,15 +86,15 @@ def int8_linear(model: onnx.ModelProto, four_bits: Array | None = None) -> onnx.
     graph = model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
     layers = [(place, node) for place, node in enumerate(graph.node) if node.op_type == "Gemm"]
-    heard = {} if four_bits is None else _heard(model, [node.input[0] for _, node in layers], four_bits)
+    given = {} if four_bits is None else heard(model, [node.input[0] for _, node in layers], four_bits)
     for place, node in reversed(layers):
         name = node.input[1]
         weight = onnx.numpy_helper.to_array(stored[name])
         turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
         of_input = weight if turned else weight.T  # (after, before)
-        if heard:
+        if given:
             levels, scale, shift = with_feedback(
-                of_input.astype(np.float64), heard[node.input[0]], largest=LARGEST
+                of_input.astype(np.float64), given[node.input[0]], largest=LARGEST
             )
             rounded, scale = LEVELS[levels + LARGEST], scale * LARGEST / 127
             for bias in node.input[2:]:
@@ -108,8 +118,10 @@ def int8_linear(model: onnx.ModelProto, four_bits: Array | None = None) -> onnx.
     return model
 
 
-def _heard(model: onnx.ModelProto, names: list[str], windows: Array) -> dict[str, npt.NDArray[np.float64]]:
-    """Return what the tensors ``names`` of the model are for ``windows``, ``(n, width)`` each."""
+def heard(
+    model: onnx.ModelProto, names: list[str], windows: Iterable[Array]
+) -> dict[str, npt.NDArray[np.float64]]:
+    """Return what the tensors ``names`` of the model are for windows (rows, frames), ``(n, width)`` each."""
     open_ended = onnx.ModelProto()
     open_ended.CopyFrom(model)
     onnxgraph.add_outputs(open_ended, names)
