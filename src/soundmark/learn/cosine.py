@@ -115,6 +115,10 @@ class CosineHead(nn.Module):
             self.labels.weight.copy_(torch.from_numpy(scale * found.means))
         return self
 
+    def fitted(self, x: Matrix, targets: npt.NDArray[np.int64]) -> CosineHead:
+        """Take the discriminants of embeddings ``x`` (n, width) with labels ``targets`` (n,), and return itself."""
+        return self.become(fit(x, targets, self.labels.out_features, shrink=SHRINK), SCALE)
+
     def forward(self, embedding: Tensor) -> Tensor:
         """Return logits."""
         x = self.projection(embedding)

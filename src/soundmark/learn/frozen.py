@@ -47,8 +47,7 @@ def fit_head(network: nn.Module, source: Source, size: int, on_clip: OnClip = No
         if on_clip:
             on_clip(0)
     x = torch.cat(parts).double().numpy()
-    targets = source.targets[: len(x)].numpy()
-    head.become(cosine.fit(x, targets, head.labels.out_features, shrink=cosine.SHRINK), cosine.SCALE)
+    head.fitted(x, source.targets[: len(x)].numpy())
 
 
 def check(config: TrainConfig) -> None:

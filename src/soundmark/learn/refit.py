@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import numpy as np
@@ -9,7 +10,7 @@ import onnx
 from torch import nn
 
 from soundmark.errors import ConfigError
-from soundmark.learn import cosine
+from soundmark.learn.cosine import CosineHead
 from soundmark.learn.features import FeatureStore
 from soundmark.learn.quantize import heard
 
@@ -27,17 +28,15 @@ def refit(model: onnx.ModelProto, network: nn.Module, store: FeatureStore, targe
         ConfigError: the head is not one of cosines.
     """
     head = getattr(network, "head", None)
-    if not isinstance(head, cosine.CosineHead):
+    if not isinstance(head, CosineHead):
         raise ConfigError(
             f"`export.refit_head` for a {type(network).__name__} without cosines",
             wanted="`network.head` cosine, or false",
         )
-    n_labels = head.labels.out_features
-    made = cosine.CosineHead(head.projection.in_features, n_labels)
     stored = {tensor.name: tensor for tensor in model.graph.initializer}
     first = next(node for node in model.graph.node if "head.projection.weight" in node.input)
     windows = (store.frontend.finish(np.asarray(linear)) for linear in store.linear)
     x = heard(model, [first.input[0]], windows)[first.input[0]]
-    found = cosine.fit(x, np.array(targets)[store.clip_of], n_labels, shrink=cosine.SHRINK)
-    for name, values in made.become(found, cosine.SCALE).state_dict().items():
+    fitted = copy.deepcopy(head).fitted(x, np.array(targets)[store.clip_of])
+    for name, values in fitted.state_dict().items():
         stored[f"head.{name}"].CopyFrom(onnx.numpy_helper.from_array(values.numpy(), f"head.{name}"))
