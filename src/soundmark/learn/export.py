@@ -95,7 +95,7 @@ def export(
     network = load_network(run)
     again = config.quantize and config.refit_head
     store = training_features(run, data, on_clip, all_clips=again)
-    targets = training_set(run, data).targets if again else None
+    targets = training_set(run, data).targets if again else ()
     return write_bundle(run, network, store, out, config, targets=targets, said=said, overwrite=overwrite)
 
 
@@ -106,13 +106,13 @@ def write_bundle(
     out: Path,
     config: ExportConfig,
     *,
-    targets: Sequence[int] | None = None,
+    targets: Sequence[int] = (),
     said: dict[str, Any] | None = None,
     overwrite: bool = False,
 ) -> tuple[bundle.Bundle, Agreement]:
     """Write ``network`` as the bundle of ``run``.
 
-    int8 ranges are from ``store``, of whose clips ``targets`` are the labels: without them no head is fitted again.
+    int8 ranges are from ``store``; with ``targets``, the labels of its clips, the head is fitted again (`refit`).
     ``said`` joins its provenance.
     """
     window_samples = round(run.preset.window.window_s * run.preset.frontend.sample_rate)
@@ -124,9 +124,7 @@ def write_bundle(
         model = fp32.read_bytes()
         if config.quantize:
             calibration = _features(store, config.calibration_clips, offset=0)
-            again = None
-            if config.refit_head and targets is not None:
-                again = partial(refit, network=network, store=store, targets=targets)
+            again = partial(refit, network=network, store=store, targets=targets) if targets else None
             model = quantize(fp32, calibration, config, again)
         agreement = _agreement(
             network, fp32.read_bytes(), model, _features(store, config.golden_windows, offset=1)
