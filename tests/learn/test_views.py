@@ -19,7 +19,7 @@ from soundmark import audio  # noqa: E402
 from soundmark.config import DistillConfig, FrontendConfig, WaveConfig  # noqa: E402
 from soundmark.dataset import Dataset, load_esc50  # noqa: E402
 from soundmark.errors import ConfigError, StorageError  # noqa: E402
-from soundmark.learn import views  # noqa: E402
+from soundmark.learn import recordings, views  # noqa: E402
 from soundmark.learn.seen import Seen  # noqa: E402
 from soundmark.preset import Preset, load_preset  # noqa: E402
 
@@ -92,12 +92,33 @@ def test_waves_are_mixed_at_equal_power(rng: np.random.Generator) -> None:
 def test_a_rendered_view_is_the_same_at_every_call_and_another_than_the_clip(dataset: Dataset) -> None:
     fold = folds(dataset)[0]
     view = next(view for view in views.plan(fold, preset().distill, CHANGES, 1) if view.share < 0.9)
-    wave = views.render(view, fold.clips, 1.0)
+    wave = views.render(view, views.Recordings(fold.clips), 1.0)
     assert wave.shape == (44_100,)
-    np.testing.assert_array_equal(wave, views.render(view, fold.clips, 1.0))
-    alone = views.render(replace_share(view), fold.clips, 1.0)
+    np.testing.assert_array_equal(wave, views.render(view, views.Recordings(fold.clips), 1.0))
+    alone = views.render(replace_share(view), views.Recordings(fold.clips), 1.0)
     assert np.abs(wave - alone).max() > 0.01
     assert views.at(wave, 16_000, 1.0).shape == (16_000,)
+
+
+def test_clips_are_decoded_once_as_long_as_there_is_room(
+    dataset: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = []
+    real = audio.load
+    monkeypatch.setattr(audio, "load", lambda path, **rate: opened.append(path) or real(path, **rate))
+    clips = dataset.clips[:3]
+    monkeypatch.setattr(
+        recordings, "KEPT_SAMPLES", 70_000
+    )  # one clip of a second at 44.1 kHz, and one at 16 kHz
+    read = recordings.Recordings(clips)
+    for _ in range(2):
+        for clip in range(3):
+            for rate in (44_100, 16_000):
+                np.testing.assert_array_equal(
+                    read(clip, rate), real(clips[clip].path, sample_rate=rate).samples
+                )
+    assert [opened.count(clip.path) for clip in clips] == [2, 4, 4]
+    assert not read(0, 16_000).flags.writeable
 
 
 def replace_share(view: views.View) -> views.View:

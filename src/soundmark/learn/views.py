@@ -32,6 +32,7 @@ from soundmark.dataset import Clip, Dataset
 from soundmark.errors import AudioError, StorageError
 from soundmark.learn import waves
 from soundmark.learn.features import NOT_THE_CONTENT
+from soundmark.learn.recordings import Recordings
 from soundmark.preset import Preset
 
 RENDER_RATE = 44_100
@@ -159,7 +160,7 @@ def soft_labels(views: Sequence[View], targets: Sequence[int], n_labels: int) ->
     return shares
 
 
-def render(view: View, clips: Sequence[Clip], window_s: float, sample_rate: int = RENDER_RATE) -> Array:
+def render(view: View, read: Recordings, window_s: float, sample_rate: int = RENDER_RATE) -> Array:
     """Return the samples of one view at ``sample_rate``: ``(window_s * sample_rate,)``.
 
     Raises:
@@ -168,7 +169,7 @@ def render(view: View, clips: Sequence[Clip], window_s: float, sample_rate: int 
     size = round(window_s * sample_rate)
 
     def changed(clip: int, change: waves.WaveChange) -> Array:
-        samples = audio.load(clips[clip].path, sample_rate=sample_rate).samples
+        samples = read(clip, sample_rate)
         return waves.apply(samples, change, window_samples=size, sample_rate=sample_rate)
 
     wave = changed(view.clip, view.change)
@@ -202,8 +203,8 @@ def open_block(consumer: Consumer, fold: Fold, view: int) -> npt.NDArray[Any] | 
 
 
 def missing(consumers: Sequence[Consumer], folds: Sequence[Fold], views: int) -> list[tuple[Fold, int]]:
-    """Return the folds and views of which some consumer has no block yet."""
-    return missing_of(consumers, [(fold, view) for view in range(views) for fold in folds])
+    """Return the folds and views of which some consumer has no block yet, fold after fold."""
+    return missing_of(consumers, [(fold, view) for fold in folds for view in range(views)])
 
 
 def missing_of(consumers: Sequence[Consumer], wanted: Sequence[tuple[Fold, int]]) -> list[tuple[Fold, int]]:
@@ -231,21 +232,24 @@ def build(
         StorageError: the cache cannot be written.
     """
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        read = Recordings(())
         for fold, view in wanted:
+            if read.clips is not fold.clips:
+                read = Recordings(fold.clips)
             todo = [consumer for consumer in consumers if open_block(consumer, fold, view) is None]
             views = plan(fold, preset.distill, preset.waves, view)
             with ExitStack() as stack:
                 files = [stack.enter_context(_Block(consumer, fold, view)) for consumer in todo]
                 for first in range(0, len(views), CHUNK):
                     some = views[first : first + CHUNK]
-                    for file, samples in _heard(some, fold, preset, files, pool):
+                    for file, samples in _heard(some, read, preset, files, pool):
                         file.add(samples)
                     if on_view:
                         on_view(len(some))
 
 
 def _heard(
-    some: Sequence[View], fold: Fold, preset: Preset, files: Sequence[_Block], pool: ThreadPoolExecutor
+    some: Sequence[View], read: Recordings, preset: Preset, files: Sequence[_Block], pool: ThreadPoolExecutor
 ) -> Iterator[tuple[_Block, Array]]:
     """Yield for every file the samples ``(n, n_samples)`` of ``some`` views, at its consumer's rate."""
     seconds, at_rate = preset.window.window_s, dict[int, Array]()
@@ -254,10 +258,10 @@ def _heard(
     for file in files:
         rate = file.consumer.sample_rate
         if rate not in at_rate and plain:  # as the classifier hears it
-            at_rate[rate] = np.stack([*pool.map(lambda view: render(view, fold.clips, seconds, rate), some)])  # noqa: B023
+            at_rate[rate] = np.stack([*pool.map(lambda view: render(view, read, seconds, rate), some)])  # noqa: B023
         elif rate not in at_rate:
             if made is None:
-                made = np.stack([*pool.map(lambda view: render(view, fold.clips, seconds), some)])
+                made = np.stack([*pool.map(lambda view: render(view, read, seconds), some)])
             at_rate[rate] = np.stack([*pool.map(lambda wave: at(wave, rate, seconds), made)])  # noqa: B023
         yield file, at_rate[rate]
 
