@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 LARGEST = 7
 """Levels are whole numbers from its negative to it, times a scale."""
-LEVELS = np.round(np.arange(-LARGEST, LARGEST + 1) * 127 / LARGEST).astype(np.int8)
-"""The same as int8, in which the largest weight of a channel is 127."""
+LEVELS = np.round(np.arange(-LARGEST, LARGEST + 1) * 64 / LARGEST).astype(np.int8)
+"""The same as int8, in which the largest weight of a channel is 64 (`soundmark.learn.quantize`)."""
 
 
 class FewLevels(nn.Conv2d):
