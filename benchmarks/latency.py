@@ -4,8 +4,8 @@ YAMNet takes 0.975-s patches at 16 kHz; 9 patches with its usual half-overlap co
 disk and resample it with the same library. The YAMNet file is its publisher's; name it with --yamnet or
 $SOUNDMARK_YAMNET.
 
-Taken in turn, each timed twice: right after itself, as on a device that does nothing else (the ratio is of these), and
-right after another one, with caches full of what is not its own. Peak memory is that of a process of its own.
+Taken in turn, each timed twice: after a few of itself, as on a device that does nothing else (the ratio is of these),
+and right after another one, with caches full of what is not its own. Peak memory is that of a process of its own.
 
     python benchmarks/latency.py --yamnet yamnet_classification.tflite [--model default] [--out latency.json]
 """
