@@ -12,9 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-
 WARM = 4
-"""Runs after which caches are full of what is one's own: on a core with 2 MB of its own, one leaves 20 % of the time."""
+"""Runs after which caches are full of what is one's own; on a core with 2 MB of its own, one run is not enough."""
 
 
 def one_thread() -> None:

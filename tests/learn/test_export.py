@@ -112,7 +112,7 @@ def test_int8_is_quantised_per_channel_with_a_float_first_convolution(
 
 
 def test_no_sum_of_two_products_is_too_large_for_processors_that_add_in_16_bits(int8_bundle: Path) -> None:
-    """Without VNNI, ONNX Runtime adds two products in 16 bits and cuts off what is larger: other answers than with it."""
+    """Without VNNI, ONNX Runtime adds two products in 16 bits and cuts off what is larger: answers would differ."""
     graph = onnx.load(int8_bundle / "model.onnx").graph
     weights = [onnx.numpy_helper.to_array(t) for t in graph.initializer if len(t.dims) == 4]
     largest = [int(np.abs(weight).max()) for weight in weights if weight.dtype == np.int8]
