@@ -55,7 +55,7 @@ SELECTED = {
     "cosine-pair-5folds.json": "fp32, closed form; one setting compared on the same folds (decision 12)",
     "edge-taught-5folds.json": "last epoch; masks decided by inner runs, after a look at folds 1 and 2 (decision 10)",
     "tiny-5folds.json": "last epoch; settings compared by inner runs that were scored on folds 1 and 2, "
-    "layers of its teacher on all (decisions 15 and 18)",
+    "layers of its teacher on all; a longer run had been seen on folds 1 to 4 (decisions 15 and 18)",
     "yamnet-deep-5folds.json": "fp32, closed form; layers and pooling seen on the same folds (decision 13)",
     "edge-scratch-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 4 (decision 5)",
     "tiny-scratch-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 5)",
