@@ -299,6 +299,31 @@ def test_a_file_object_that_fails_is_an_io_error() -> None:
     assert code(Broken(bytes(100))) == "io_error"
 
 
+@pytest.mark.skipif(os.name != "posix", reason="elsewhere libsndfile reads through callbacks")
+@pytest.mark.parametrize("subtype", ["PCM_16", "FLOAT"])
+def test_a_disk_that_fails_is_an_io_error(tmp_path: Path, subtype: str) -> None:
+    (tmp_path / "a.wav").write_bytes(encode(noise(4 * BLOCK_FRAMES), 16_000, subtype=subtype))
+    reader = Reader(tmp_path / "a.wav", sample_rate=16_000)
+    blocks = iter(reader)
+    next(blocks)
+    folder = os.open(tmp_path, os.O_RDONLY)  # reading from one is refused
+    os.dup2(folder, reader._input.descriptor())
+    os.close(folder)
+    with pytest.raises(SoundmarkError) as caught:
+        list(blocks)
+    assert caught.value.code == "io_error"
+
+
+@pytest.mark.parametrize("count", [1, BLOCK_FRAMES - 1, 3 * BLOCK_FRAMES, 3 * BLOCK_FRAMES + 1])
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_path_gives_the_samples_of_its_bytes(tmp_path: Path, count: int, channels: int) -> None:
+    data = encode(noise(count, channels), 16_000, subtype="PCM_16")
+    (tmp_path / "a.wav").write_bytes(data)
+    from_path = load(tmp_path / "a.wav", sample_rate=16_000, limits=ANY_LENGTH)
+    with Reader(data, sample_rate=16_000, limits=ANY_LENGTH) as reader:
+        np.testing.assert_array_equal(from_path.samples, np.concatenate(list(reader)))
+
+
 def test_a_file_cut_while_it_is_read_is_flagged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("soundmark.inputs.IN_MEMORY_BYTES", 0)
     path = tmp_path / "a.wav"
@@ -316,7 +341,7 @@ def test_memory_errors_have_a_code(monkeypatch: pytest.MonkeyPatch) -> None:
         raise MemoryError
 
     data = encode(noise(16_000), 16_000, subtype="PCM_24")
-    monkeypatch.setattr("soundmark.audio._Stream.buffer_read_into", full)
+    monkeypatch.setattr("soundmark.audio.Stream.buffer_read_into", full)
     assert code(data) == "file_too_large"
     monkeypatch.setattr("soundmark.audio.open_input", full)
     assert code(data) == "file_too_large"

@@ -2,10 +2,7 @@
 
 One road for paths, bytes, file objects, stdin and arrays: decode (or slice) `BLOCK_FRAMES` frames, check
 them, average the channels, resample with one stateful soxr HQ stream. `load` is `Reader` to its end, so that
-a stream and a file give the same samples. The block size is one constant because damaged Ogg decodes
-differently by block size (RELIABILITY, section 2). On damaged MP3, libmpg123 writes lines to stderr from C;
-they are left alone: redirecting a descriptor of the whole process is not safe with threads. Of chained Ogg,
-libsndfile gives the first stream only; it is flagged.
+a stream and a file give the same samples.
 """
 
 from __future__ import annotations
@@ -24,25 +21,18 @@ import soxr
 
 from soundmark.config import AudioLimits
 from soundmark.containers import AUDIO_SUFFIXES, SUFFIXES, inspect
+from soundmark.decoding import BLOCK_FRAMES, Samples, Stream, framed, sliced
 from soundmark.errors import AudioError, ConfigError
 from soundmark.inputs import ACCEPTED, Input, open_input
-from soundmark.quality import COARSE, Quality
+from soundmark.quality import Quality
 
-Samples: TypeAlias = npt.NDArray[np.float32]
 Array: TypeAlias = npt.NDArray[Any]
-Source: TypeAlias = (
-    str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryIO | tuple[Array, int] | Array
-)
+Binary: TypeAlias = bytes | bytearray | memoryview | BinaryIO
+Source: TypeAlias = str | os.PathLike[str] | Binary | tuple[Array, int] | Array
 """What can be read; ``"-"`` is stdin, arrays are ``(samples, sample_rate)``, (n,) or (n, channels)."""
 
-BLOCK_FRAMES = 65_536
-"""Frames decoded at once, everywhere."""
-
-DTYPES = tuple(map(np.dtype, ("f2", "f4", "f8", "i1", "u1", "i2", "u2", "i4", "u4")))  # of arrays
 PREALLOCATED = 4 << 20  # samples that a header is believed for; more grows as it comes
 MAX_DENSITY = 8192  # samples per byte that a compressed stream can hold; more is a lying header
-FORMATS = frozenset({"WAV", "WAVEX", "RF64", "W64", "AIFF", "FLAC", "OGG", "MP3"})
-SUBTYPES = COARSE | {"PCM_16", "PCM_24", "PCM_32", "FLOAT", "DOUBLE", "VORBIS", "OPUS", "MPEG_LAYER_III"}
 FAULTS = frozenset({"truncated", "header_length_wrong", "length_unknown", "extension_mismatch", "chained"})
 """Flags that ``strict`` turns into `corrupt_audio`."""
 
@@ -58,13 +48,6 @@ class Audio:
     duration_s: float  # decoded seconds of the source
     flags: tuple[str, ...]  # sorted, from errors.FLAGS
     container: str  # for example "WAV/PCM_16", or "array"
-
-
-class _Stream(soundfile.SoundFile):  # type: ignore[misc]
-    """A `SoundFile` read strictly forwards: soundfile seeks after every read of a seekable file."""
-
-    def seekable(self) -> bool:
-        return False
 
 
 class Reader:
@@ -105,9 +88,9 @@ class Reader:
         self._found: set[str] = set()
         self._promised: int | None = None
         self._input: Input | None = None
-        self._file: soundfile.SoundFile | None = None
-        self._array: npt.NDArray[Any] | None = None
-        self._failure: str | None = None
+        self._file: Stream | None = None
+        self._array: Array | None = None
+        self._out = np.empty(0, np.float32)  # the whole, where it is wanted
         try:
             if isinstance(source, (tuple, np.ndarray)):
                 self._open_array(source, array_rate)
@@ -160,16 +143,11 @@ class Reader:
     def _open_array(self, source: Any, array_rate: int | None) -> None:
         pair = isinstance(source, tuple) and len(source) == 2
         samples, rate = source if pair else (source, array_rate)
-        wanted = "an array of float or 8- to 32-bit integers, (n,) or (n, channels)"
-        if not isinstance(samples, np.ndarray):
-            raise ConfigError(f"an array source of type {type(samples).__name__}", wanted=wanted)
-        if samples.ndim not in (1, 2) or samples.dtype.newbyteorder("=") not in DTYPES:
-            raise ConfigError(f"an array of {samples.dtype}, shape {samples.shape}", wanted=wanted)
+        self._array = framed(samples)
         if _whole(rate) < 0:
             wanted = "(samples, sample_rate), or array_rate="
             raise ConfigError(f"an array with sample rate {rate!r}", wanted=wanted)
         self._name, self.container = f"array of shape {samples.shape}", "array"
-        self._array = samples[:, np.newaxis] if samples.ndim == 1 else samples
         self.source_rate = _whole(rate)
         self._promised, self.channels = self._array.shape
 
@@ -186,14 +164,14 @@ class Reader:
         if header.sample_rate is not None:
             self._check_limits()
         try:
-            self._file = file = _Stream(data)
+            self._file = file = Stream(data)
         except (soundfile.SoundFileError, ValueError, TypeError, OverflowError) as error:
             reason = str(getattr(error, "error_string", error))
             code = "unsupported_format" if "encoding" in reason and header.kind != "OGG" else "corrupt_header"
             raise self._error(f"a damaged {header.kind} header", code, wanted=ACCEPTED) from None
         self.source_rate, self.channels = file.samplerate, file.channels
-        self.container = f"{file.format}/{file.subtype}"
-        if file.format not in FORMATS or file.subtype not in SUBTYPES:
+        self.container = file.container
+        if not file.supported:
             raise self._error(self.container, "unsupported_format", wanted=ACCEPTED)
         self._promised = file.frames if header.frames is None else header.frames
         if self._promised > MAX_DENSITY * data.size:
@@ -254,42 +232,27 @@ class Reader:
             self.close()
 
     def _decode(self) -> Iterator[Samples]:
-        """Yield float32 blocks (n, channels), each valid until the next one is asked for."""
+        """Return float32 blocks (n, channels), each valid until the next one is asked for."""
         if self._array is not None:
-            for start in range(0, len(self._array), BLOCK_FRAMES):
-                yield _float_block(self._array[start : start + BLOCK_FRAMES])
-            return
-        block = np.empty((BLOCK_FRAMES, self.channels), np.float32)
-        lossless = self.container.endswith("/PCM_16") and not self.container.startswith("FLAC")
-        integers = np.empty(block.shape, np.int16) if lossless else None
-        while self._failure is None:
-            count = self._read(block if integers is None else integers)
-            if count == 0:
-                return
-            if integers is not None:  # scaled as libsndfile does it, 8 times faster
-                np.multiply(integers[:count], np.float32(1 / 32768), out=block[:count])
-            yield block[:count]
-
-    def _read(self, buffer: Array) -> int:
-        """Return how many good frames are now in ``buffer``; sets ``_failure`` where the decoder gave up."""
+            return sliced(self._array)
         assert self._file is not None
-        recoverable = self.container.startswith(("FLAC", "OGG", "MP3"))
-        if recoverable:
-            buffer.fill(np.nan)  # what a failing read leaves untouched stays NaN
-        try:
-            return int(self._file.buffer_read_into(buffer, dtype=buffer.dtype.name))  # quicker than `read`
-        except (soundfile.SoundFileError, ValueError, OverflowError) as error:
-            self._failure = str(getattr(error, "error_string", error))
-            unread = np.isnan(buffer[:, -1])
-            return int(np.argmax(unread)) if recoverable and unread.any() else 0
+        return self._file.decoded(self._room)
+
+    def _room(self) -> Samples | None:
+        """Return where the next block may be decoded to: its place in the whole, if nothing is left to do to it."""
+        if self.channels > 1 or self._resampler is not None:
+            return None
+        free = self._out[self._checks.frames :][:BLOCK_FRAMES]
+        return free[:, np.newaxis] if len(free) == BLOCK_FRAMES else None
 
     def _finish(self) -> None:
         """Judge the whole: lengths against the header, then quality; raises where nothing useful came out."""
         frames, found = self._checks.frames, self._found
+        failure = self._file.failure if self._file is not None else None
         if self._input is not None and self._input.error is not None:
             raise self._error(f"reading failed: {self._input.error!r}", "io_error")
-        if self._failure is not None and frames == 0:
-            raise self._error(f"no sound could be decoded: {self._failure}", "corrupt_audio")
+        if failure is not None and frames == 0:
+            raise self._error(f"no sound could be decoded: {failure}", "corrupt_audio")
         if frames == 0:
             raise self._error("no samples", "no_audio", wanted="a recording with sound in it")
         if frames < self.limits.min_seconds * self.source_rate:
@@ -297,7 +260,7 @@ class Reader:
             raise self._error(f"{frames} samples at {self.source_rate} Hz", "too_short", wanted=wanted)
         slack = 4096 if self.container.startswith("MP3") else 0  # encoder delay and padding
         promised = self._promised
-        if frames < promised - slack if promised is not None else self._failure is not None:
+        if frames < promised - slack if promised is not None else failure is not None:
             found.add("truncated")
         elif promised is not None and frames > promised + slack and "truncated" not in found:
             found.add("header_length_wrong")
@@ -310,15 +273,17 @@ class Reader:
     def _whole_recording(self) -> Samples:
         """Return all blocks as one array, whose memory follows what was decoded, not what was promised."""
         expected = (self._promised or BLOCK_FRAMES) * self.sample_rate // self.source_rate + 1
-        out, n = np.empty(min(expected, PREALLOCATED), np.float32), 0
+        self._out = out = np.empty(min(expected, PREALLOCATED), np.float32)
+        n = 0
         for block in self._blocks:
             if n + len(block) > len(out):
                 double = 2 * len(out)
                 size = min(double, expected) if len(out) < expected else double
                 grown = np.empty(max(n + len(block), size), np.float32)
                 grown[:n] = out[:n]
-                out = grown
-            out[n : n + len(block)] = block
+                self._out = out = grown
+            if block.base is not out:
+                out[n : n + len(block)] = block
             n += len(block)
         return out[:n] if 8 * n > 7 * len(out) else out[:n].copy()
 
@@ -329,17 +294,6 @@ def _whole(rate: Any) -> int:
         return int(rate) if not isinstance(rate, (bool, str)) and int(rate) == rate else -1
     except (TypeError, ValueError, OverflowError):
         return -1
-
-
-def _float_block(block: Array) -> Samples:
-    """Return a new float32 copy; integers are scaled to [-1, 1)."""
-    kind, size = block.dtype.kind, block.dtype.itemsize
-    if kind == "f":
-        with np.errstate(over="ignore", under="ignore"):
-            return block.astype(np.float32, order="C")
-    half = 1 << (8 * size - 1)
-    wide: Array = block.astype(np.float64 if size == 4 else np.float32, order="C")
-    return ((wide - (half if kind == "u" else 0)) * (1 / half)).astype(np.float32, copy=False)
 
 
 def load(

@@ -17,7 +17,7 @@ from soundmark.errors import AudioError, ConfigError
 
 ACCEPTED = "WAV (also RF64, W64), FLAC, Ogg Vorbis or Opus, MP3, AIFF"
 SPOOL_LIMIT_BYTES = 4 << 30  # read from a pipe when AudioLimits.max_bytes is None
-IN_MEMORY_BYTES = 16 << 20  # smaller files are read once and decoded from memory
+IN_MEMORY_BYTES = 16 << 20  # smaller files are read once and decoded from memory, but for plain WAV
 
 
 class Input:
@@ -43,6 +43,17 @@ class Input:
     def size(self) -> int:
         """Bytes from ``base`` to the end."""
         return self.end - self.base
+
+    def descriptor(self) -> int | None:
+        """Return that of a file whose bytes are shown as they are, at its start: libsndfile may read it by itself.
+
+        None for all others, and on Windows, where its C library may have other descriptors.
+        """
+        plain = self.owned and self.path and not self.base and not self.patches
+        if not plain or self.file is None or os.name != "posix":
+            return None
+        self.file.seek(0)
+        return self.file.fileno()
 
     def peek(self, offset: int, count: int) -> bytes | memoryview:
         """Return up to ``count`` bytes at ``offset``, fewer at the end or where reading fails."""
@@ -122,7 +133,8 @@ def open_input(source: Any, max_bytes: int | None) -> Input:
     if opened.size <= 0:
         opened.close()
         raise AudioError(f"{opened.name}: 0 bytes", wanted=ACCEPTED, code="empty_file")
-    if opened.file is not None and opened.size <= IN_MEMORY_BYTES:
+    read_as_it_is = opened.path and opened.peek(0, 4) == b"RIFF"
+    if opened.file is not None and opened.size <= IN_MEMORY_BYTES and not read_as_it_is:
         data, path = opened.peek(0, opened.size), opened.path
         if opened.error is not None:
             opened.close()

@@ -17,9 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "src" / "soundmark"
 MODULES = sorted(PACKAGE.rglob("*.py"))
 LONGEST = 350
-LONGER = {
-    "audio.py": 400,
-}
+LONGER: dict[str, int] = {}
 """Files that are over the limit today, and how long they may be: shorten, never raise."""
 
 

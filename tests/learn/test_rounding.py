@@ -47,3 +47,13 @@ def test_an_input_that_never_changes_is_rounded_like_any(rng: np.random.Generato
     assert np.isfinite(scales).all()
     assert np.abs(levels[:, 4]).max() == LARGEST
     np.testing.assert_allclose((x @ (levels * scales).T + shift).mean(0), (x @ weight.T).mean(0))
+
+
+def test_where_an_input_stands_does_not_matter(rng: np.random.Generator) -> None:
+    x, weight = alike(rng, 200, 40), rng.normal(0, 1, (6, 40))
+    levels, scales, shift = with_feedback(weight, x, largest=LARGEST)
+    other = rng.permutation(40)
+    turned_levels, turned_scales, turned_shift = with_feedback(weight[:, other], x[:, other], largest=LARGEST)
+    np.testing.assert_array_equal(turned_levels, levels[:, other])
+    np.testing.assert_allclose(turned_scales, scales[other])
+    np.testing.assert_allclose(turned_shift, shift)

@@ -1,6 +1,8 @@
 """Weights of a linear layer on few levels: what rounding one of them changes, those that are not rounded yet make good.
 
-Source: Frantar et al., "GPTQ: Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023.
+Inputs that weigh most come first, while there are many left to make good for them. Source: Frantar et al., "GPTQ:
+Accurate Post-Training Quantization for Generative Pre-trained Transformers", ICLR 2023; the order is that of its
+published code (``act-order``).
 """
 
 from __future__ import annotations
@@ -30,8 +32,9 @@ def with_feedback(
         ``(after,)``, so that means stay.
     """
     middle, spread = inputs.mean(axis=0), np.maximum(inputs.std(axis=0), 1e-9)
-    z = (inputs - middle) / spread
-    left = weight * spread  # of standardised inputs; rounded from the first to the last
+    order = np.argsort(-np.abs(weight).max(axis=0) * spread, kind="stable")
+    z = ((inputs - middle) / spread)[:, order]
+    left = (weight * spread)[:, order]  # of standardised inputs; rounded from the first to the last
     covariance = z.T @ z / len(z) + DAMPING * np.eye(len(spread))
     share = np.linalg.cholesky(np.linalg.inv(covariance)).T  # upper: of an error, what later inputs take over
     levels, scales = np.zeros(weight.shape, np.int64), np.zeros(len(spread))
@@ -46,5 +49,6 @@ def with_feedback(
             left[:, place + 1 : last] -= np.outer(error, share[place, place + 1 : last])
             errors[:, place - first] = error
         left[:, last:] -= errors @ share[first:last, last:]
-    scales /= spread
+    place_of = np.argsort(order)
+    levels, scales = levels[:, place_of], scales[place_of] / spread
     return levels, scales, (weight - levels * scales) @ middle
