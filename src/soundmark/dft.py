@@ -20,6 +20,10 @@ _MAX_PRODUCT = 64**3
 """Multiply-adds of one matrix product, at most: above that OpenBLAS wakes other threads, which costs more than it
 brings (100 ms instead of 1 ms on busy cores) and would not be the one thread that was asked for."""
 
+_MAX_FRAMES = 100
+"""A block is worked on whole, however few of its frames are there. Windows of 5 s with a frame every 10, 25 or 50 ms
+leave a frame or two of their blocks empty (of 64: up to 57)."""
+
 Array = npt.NDArray[np.float32]
 
 
@@ -77,9 +81,9 @@ class Dft:
             self.bands = weights.reshape(*bins.shape, len(filters))  # (k1, k2, n_mels)
 
     def room(self, n_linear: int) -> Room:
-        """Return arrays for as many frames as may share one product under `_MAX_PRODUCT`, at most 64."""
+        """Return arrays for as many frames as may share one product under `_MAX_PRODUCT`, at most `_MAX_FRAMES`."""
         _, n_k1, _, n_k2 = self.second.shape
-        size = max(2, min(64, _MAX_PRODUCT // (self.columns * max(4 * self.columns, n_linear))))
+        size = max(2, min(_MAX_FRAMES, _MAX_PRODUCT // (self.columns * max(4 * self.columns, n_linear))))
         cuts, m, in_use = self.first.shape
         return Room(
             block=np.zeros((size, in_use * self.columns), dtype=np.float32),
