@@ -17,7 +17,9 @@ from soundmark.errors import AudioError, ConfigError
 
 ACCEPTED = "WAV (also RF64, W64), FLAC, Ogg Vorbis or Opus, MP3, AIFF"
 SPOOL_LIMIT_BYTES = 4 << 30  # read from a pipe when AudioLimits.max_bytes is None
-IN_MEMORY_BYTES = 16 << 20  # smaller files are read once and decoded from memory, but for plain WAV
+IN_MEMORY_BYTES = 16 << 20  # smaller files, but for WAV, are read once and decoded from memory
+BY_DESCRIPTOR = os.name == "posix"
+"""Whether libsndfile may read a file by its descriptor; on Windows, its C library may have other ones."""
 
 
 class Input:
@@ -45,12 +47,9 @@ class Input:
         return self.end - self.base
 
     def descriptor(self) -> int | None:
-        """Return that of a file whose bytes are shown as they are, at its start: libsndfile may read it by itself.
-
-        None for all others, and on Windows, where its C library may have other descriptors.
-        """
-        plain = self.owned and self.path and not self.base and not self.patches
-        if not plain or self.file is None or os.name != "posix":
+        """Return that of a file that libsndfile may read by itself, at its start; None where there is none."""
+        plain = BY_DESCRIPTOR and self.owned and self.path and not self.base and not self.patches
+        if not plain or self.file is None:
             return None
         self.file.seek(0)
         return self.file.fileno()
@@ -133,8 +132,8 @@ def open_input(source: Any, max_bytes: int | None) -> Input:
     if opened.size <= 0:
         opened.close()
         raise AudioError(f"{opened.name}: 0 bytes", wanted=ACCEPTED, code="empty_file")
-    read_as_it_is = opened.path and opened.peek(0, 4) == b"RIFF"
-    if opened.file is not None and opened.size <= IN_MEMORY_BYTES and not read_as_it_is:
+    by_descriptor = BY_DESCRIPTOR and opened.path and opened.peek(0, 4) == b"RIFF"
+    if opened.file is not None and opened.size <= IN_MEMORY_BYTES and not by_descriptor:
         data, path = opened.peek(0, opened.size), opened.path
         if opened.error is not None:
             opened.close()
