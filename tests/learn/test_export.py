@@ -172,7 +172,7 @@ def test_linear_layers_hear_inputs_of_very_different_size(rng: np.random.Generat
         )
         made = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 17)], ir_version=8)
         small = slim(int8_linear(made))
-        assert {t.name: t.data_type for t in small.graph.initializer}["w_quantized"] == onnx.TensorProto.INT8
+        assert {t.name: t.data_type for t in small.graph.initializer}["w"] == onnx.TensorProto.INT8
         assert all(len(name) < 4 for node in small.graph.node for name in node.output if name != "logits")
         found = ort.InferenceSession(small.SerializeToString()).run(None, {"x": x})[0]
         np.testing.assert_allclose(found, x @ weight.T, atol=0.1)
@@ -356,18 +356,18 @@ def test_an_int8_file_holds_nothing_that_no_reader_needs(int8_bundle: Path) -> N
     used = {name for node in graph.node for name in node.input}
     assert {tensor.name for tensor in graph.initializer} <= used
     assert (len(graph.value_info), {node.name for node in graph.node}) == (0, {""})
-    weights = [
-        n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0].endswith("weight_quantized")
-    ]
+    weights = [n for n in graph.node if n.op_type == "DequantizeLinear" and n.input[0].endswith(".weight")]
     assert {len(node.input) for node in weights} == {2}
 
     # given zero points again, it says the same
     full = onnx.ModelProto()
     full.CopyFrom(model)
+    widened = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Cast"}
     for node in full.graph.node:
         if node.op_type == "DequantizeLinear" and len(node.input) == 2:
-            like = next(t for t in full.graph.initializer if t.name == node.input[0])
-            kind = onnx.helper.tensor_dtype_to_np_dtype(like.data_type)
+            name = node.input[0]
+            like = next(t for t in full.graph.initializer if t.name == widened.get(name, name))
+            kind = np.int32 if name in widened else onnx.helper.tensor_dtype_to_np_dtype(like.data_type)
             zero = onnx.numpy_helper.from_array(np.zeros(like.dims[0], kind), f"{node.output[0]}_zero")
             full.graph.initializer.append(zero)
             node.input.append(zero.name)

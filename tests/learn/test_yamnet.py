@@ -29,7 +29,7 @@ from soundmark.learn.cosine import CosineHead  # noqa: E402
 from soundmark.learn.embeddings import Embedder  # noqa: E402
 from soundmark.learn.export import export, fold_batch_norm, to_onnx  # noqa: E402
 from soundmark.learn.finished import load_network, training_features  # noqa: E402
-from soundmark.learn.networks.edge import StatisticsPool  # noqa: E402
+from soundmark.learn.networks.edge import MomentsPool, StatisticsPool  # noqa: E402
 from soundmark.learn.networks.yamnet import Convolution, YAMNet  # noqa: E402
 from soundmark.learn.run_folder import Run  # noqa: E402
 from soundmark.learn.schedule import make_optimizer  # noqa: E402
@@ -173,8 +173,13 @@ def test_statistics_are_mean_deviation_and_the_largest() -> None:
     over_time = x.mean(dim=2)
     wanted = [over_time.mean(dim=2), over_time.std(dim=2, correction=0), x.amax(dim=(2, 3))]
     torch.testing.assert_close(StatisticsPool()(x), torch.cat(wanted, dim=1))
-    made = network(9, channels=THIN, pool="statistics", taps=(7,))
-    assert made.embed(torch.randn(1, 64, 498)).shape == (1, made.width) == (1, 3 * (THIN[3] + THIN[4]))
+    torch.testing.assert_close(MomentsPool()(x), torch.cat(wanted[:2], dim=1))
+
+
+@pytest.mark.parametrize(("pool", "parts"), [("statistics", 3), ("moments", 2), ("salient", 2)])
+def test_an_embedding_holds_what_is_pooled_of_taps_and_the_end(pool: str, parts: int) -> None:
+    made = network(9, channels=THIN, pool=pool, taps=(7,))
+    assert made.embed(torch.randn(1, 64, 498)).shape == (1, made.width) == (1, parts * (THIN[3] + THIN[4]))
 
 
 def test_the_deviation_of_what_stays_the_same_is_exported_as_it_is_learnt(tmp_path: Path) -> None:

@@ -17,14 +17,14 @@ from soundmark.learn.networks.few_levels import LEVELS
 
 def compact(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return ``model`` as a smaller file."""
-    return packed(short_scales(slim(model)))
+    return packed(short_biases(short_scales(slim(model))))
 
 
 def slim(model: onnx.ModelProto) -> onnx.ModelProto:
     """Return ``model`` without what no reader needs, an eighth of a small file.
 
     Zero points of weights and biases that are 0 (five bytes a channel), names of nodes, attributes of convolutions that
-    say what goes without saying, shapes in between, and long names of all that is not a weight.
+    say what goes without saying, shapes in between, and long names: weights keep those of their layers.
     """
     graph = model.graph
     stored = {tensor.name: tensor for tensor in graph.initializer}
@@ -42,11 +42,11 @@ def slim(model: onnx.ModelProto) -> onnx.ModelProto:
     kept = [tensor for tensor in graph.initializer if tensor.name in used]
     del graph.initializer[:], graph.value_info[:]
     graph.initializer.extend(kept)
-    stay = ["", *(one.name for one in (*graph.input, *graph.output))]
-    stay += [tensor.name for tensor in kept if len(tensor.dims) > 1]
-    free = (name for name in map("t{}".format, itertools.count()) if name not in stay)
+    stay = {name: name for name in ("", *(one.name for one in (*graph.input, *graph.output)))}
+    stay |= {tensor.name: tensor.name.removesuffix("_quantized") for tensor in kept if len(tensor.dims) > 1}
+    free = (name for name in map("t{}".format, itertools.count()) if name not in stay.values())
     made = [name for node in graph.node for name in node.output] + [tensor.name for tensor in kept]
-    short = {name: name if name in stay else next(free) for name in dict.fromkeys(made)}
+    short = {name: stay[name] if name in stay else next(free) for name in dict.fromkeys(made)}
     for tensor in graph.initializer:
         tensor.name = short[tensor.name]
     for node in graph.node:
@@ -86,6 +86,25 @@ def short_scales(model: onnx.ModelProto) -> onnx.ModelProto:
             name = f"{of_weight}h"
             stored[of_weight].CopyFrom(numpy_helper.from_array(half, name))
             nodes.insert(0, helper.make_node("Cast", [name], [of_weight], to=onnx.TensorProto.FLOAT))
+    return _begin_with(nodes, model)
+
+
+def short_biases(model: onnx.ModelProto) -> onnx.ModelProto:
+    """Return ``model`` with biases of int8 convolutions as int16, the same numbers, where it holds all of a layer."""
+    graph = model.graph
+    quantized = {node.input[0] for node in graph.node if node.op_type == "DequantizeLinear"}
+    nodes = []
+    for tensor in graph.initializer:
+        values = numpy_helper.to_array(tensor)
+        if (
+            tensor.name not in quantized
+            or values.dtype != np.int32
+            or (values != values.astype(np.int16)).any()
+        ):
+            continue
+        name = tensor.name
+        tensor.CopyFrom(numpy_helper.from_array(values.astype(np.int16), f"{name}h"))
+        nodes.append(helper.make_node("Cast", [tensor.name], [name], to=onnx.TensorProto.INT32))
     return _begin_with(nodes, model)
 
 

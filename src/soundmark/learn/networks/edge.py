@@ -87,13 +87,13 @@ LEAST = 1e-7
 """Added to a variance before its root; up to 1e-8 the exporter takes for nothing, and leaves out."""
 
 
-class StatisticsPool(nn.Module):
-    """Mean over rows, then its mean and deviation over time; and the largest value: ``(batch, 3 * channels)``.
+class MomentsPool(nn.Module):
+    """Mean over rows, then its mean and deviation over time: ``(batch, 2 * channels)``.
 
-    Source: Snyder et al., ICASSP 2018 ("x-vectors"), for mean and deviation.
+    Source: Snyder et al., ICASSP 2018 ("x-vectors").
     """
 
-    parts = 3
+    parts = 2
     """Numbers per channel."""
 
     def forward(self, x: Tensor) -> Tensor:
@@ -101,8 +101,19 @@ class StatisticsPool(nn.Module):
         over_time = mean_over_rows(x)
         mean = over_time.mean(dim=1, keepdim=True)
         deviation = ((over_time - mean).square().mean(dim=1) + LEAST).sqrt()
+        return torch.cat([mean.flatten(1), deviation], dim=1)
+
+
+class StatisticsPool(MomentsPool):
+    """What `MomentsPool` gives, and the largest value: ``(batch, 3 * channels)``."""
+
+    parts = 3
+    """Numbers per channel."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the pooled embedding of ``x`` (batch, channels, rows, frames)."""
         largest = nn.functional.max_pool2d(x, (x.shape[2], x.shape[3])).flatten(1)
-        return torch.cat([mean.flatten(1), deviation, largest], dim=1)
+        return torch.cat([super().forward(x), largest], dim=1)
 
 
 def mean_over_rows(x: Tensor) -> Tensor:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from soundmark.config import NetworkConfig
 from soundmark.errors import ConfigError
 from soundmark.learn.cosine import CosineHead
-from soundmark.learn.networks.edge import SalientPool, StatisticsPool
+from soundmark.learn.networks.edge import MomentsPool, SalientPool, StatisticsPool
 from soundmark.learn.networks.few_levels import FewLevels
 from soundmark.learn.networks.same import same
 
@@ -196,8 +196,10 @@ class YAMNet(nn.Module):
         self.train(was)
 
 
-def _pool(config: NetworkConfig, frames: int) -> SalientPool | StatisticsPool:
-    return SalientPool(frames) if config.pool == "salient" else StatisticsPool()
+def _pool(config: NetworkConfig, frames: int) -> SalientPool | MomentsPool:
+    if config.pool == "salient":
+        return SalientPool(frames)
+    return MomentsPool() if config.pool == "moments" else StatisticsPool()
 
 
 class Convolution(nn.Module):
