@@ -179,7 +179,7 @@ class NetworkConfig(Config, frozen=True, kw_only=True):
     taps: tuple[
         Positive, ...
     ] = ()  # convolutions of a yamnet that are pooled beside the last one, odd numbers
-    pool: Literal["salient", "moments", "statistics"] = "salient"  # of a yamnet, see `SalientPool` and its neighbours
+    pool: Literal["salient", "moments", "statistics"] = "salient"  # of a yamnet
     head: Literal["linear", "cosine"] = (
         "linear"  # of a yamnet; cosine begins as discriminants of the training clips
     )
