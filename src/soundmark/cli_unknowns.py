@@ -16,7 +16,11 @@ from soundmark.preset import load_preset
 @cli_options.data
 @cli_options.split
 @cli_options.lenient
-@click.option("--test-fold", type=int, metavar="K", help="Fold that is scored, and never learnt from.")
+@click.option(
+    "--test-fold",
+    metavar="K[,K]",
+    help="Fold that is scored, and never learnt from; of several, each draw has the next.",
+)
 @click.option("--train-folds", metavar="K,K", help="Narrower choice of training folds; default: all others.")
 @click.option(
     "--out",
@@ -43,7 +47,7 @@ def unknowns(
     data: str | None,
     split_file: str | None,
     lenient: bool,
-    test_fold: int | None,
+    test_fold: str | None,
     train_folds: str | None,
     out: Path,
     teachers: tuple[tuple[Path, float], ...],
@@ -62,6 +66,7 @@ def unknowns(
     merged = load_preset(preset, overrides)
     wanted = config.from_options(fields, config.UnknownsConfig)
     chosen = cli_options.folds(train_folds) or ()
+    aside = cli_options.folds(test_fold)
     import soundmark.learn  # noqa: F401 - says at once which extra is missing
     from soundmark import render
     from soundmark.learn import left_out
@@ -72,20 +77,21 @@ def unknowns(
     dataset = open_dataset(data, strict=False if lenient else None)
     dataset, split = folded(dataset, split_file, allow_leak=lenient)
     dataset = dataset.narrowed(merged.labels)
-    if test_fold is None:
+    if aside is None:
         raise click.UsageError(
-            f"--test-fold is wanted: one of {', '.join(map(str, dataset.folds))}", click.get_current_context()
+            f"--test-fold is wanted: some of {', '.join(map(str, dataset.folds))}",
+            click.get_current_context(),
         )
     for text in (*dataset.stamps, *dataset.warnings, *(split.warnings if split else ())):
         render.print_note(text, aside=True)
-    totals = {"views": left_out.n_views(merged, dataset, test_fold, wanted, chosen)} if teachers else {}
-    totals["epochs"] = left_out.n_epochs(merged, dataset, test_fold, wanted)
-    totals["clips"] = n_clips(dataset, test_fold, wanted, chosen)
+    totals = {"views": left_out.n_views(merged, dataset, aside, wanted, chosen)} if teachers else {}
+    totals["epochs"] = left_out.n_epochs(merged, dataset, aside, wanted)
+    totals["clips"] = n_clips(dataset, aside, wanted, chosen)
     with render.several_progress(totals) as on:
         left_out.train_draws(
             merged,
             dataset,
-            test_fold=test_fold,
+            test_folds=aside,
             out=out,
             config=wanted,
             train_folds=chosen,
@@ -99,7 +105,7 @@ def unknowns(
         )
         report = left_out.score_draws(
             dataset,
-            test_fold=test_fold,
+            test_folds=aside,
             out=out,
             config=wanted,
             command=cli_options.command(click.get_current_context()),
@@ -121,20 +127,32 @@ def _print(report: dict[str, Any]) -> None:
 
     figures, draws = report["figures"], report["draws"]
     of_draws = Lines(
-        [Column("draw", 4, True), Column("accuracy", 8, True), *(Column(kind, 11, True) for kind in SCORES)]
+        [
+            Column("draw", 4, True),
+            Column("fold", 4, True),
+            Column("accuracy", 8, True),
+            *(Column(kind, 11, True) for kind in SCORES),
+        ]
     )
     for stamp in report["stamps"]:
         of_draws.say(stamp, style="bold red")
     of_draws.say(
-        f"{draws[0]['model']} on {report['data']}, fold {report['test_fold']}: AUROC of known clips against clips of "
+        f"{draws[0]['model']} on {report['data']}: AUROC of known clips against clips of "
         f"{report['n_left_out']} of {report['n_labels']} labels that were left out"
     )
     of_draws.heads()
     for draw in draws:
         seen = [draw["scores"][kind].get(LEFT_OUT, {}).get("auroc") for kind in SCORES]
-        of_draws.row([str(draw["draw"]), f"{draw['accuracy']:.2%}", *map(_number, seen)])
+        of_draws.row(
+            [str(draw["draw"]), str(draw["test_fold"]), f"{draw['accuracy']:.2%}", *map(_number, seen)]
+        )
     of_draws.row(
-        ["mean", f"{figures['accuracy_known']['mean']:.2%}", *(_mean(figures[k], LEFT_OUT) for k in SCORES)],
+        [
+            "mean",
+            "",
+            f"{figures['accuracy_known']['mean']:.2%}",
+            *(_mean(figures[k], LEFT_OUT) for k in SCORES),
+        ],
         style="bold",
     )
     names = {LEFT_OUT: "left out", **{kind: kind for kind in FOREIGN_KINDS}}

@@ -1,8 +1,9 @@
 """One report on how models that never heard of some labels tell clips of those from clips of labels that they know.
 
-Each model was trained on a draw of the labels of one data set, on all folds but one. What it says about the clips of
-that fold, known and left out, and about sounds made in code (`soundmark.foreign`) is scored in every way that a bundle
-can carry (`postprocess.unknown_score`), side by side: nothing is chosen here.
+Each model was trained on a draw of the labels of one data set, on all folds but one; of several such folds each draw
+has the next. What it says about the clips of that fold, known and left out, and about sounds made in code
+(`soundmark.foreign`) is scored in every way that a bundle can carry (`postprocess.unknown_score`), side by side:
+nothing is chosen here.
 """
 
 from __future__ import annotations
@@ -50,19 +51,29 @@ def known_labels(labels: Sequence[str], config: UnknownsConfig, number: int) -> 
     return tuple(label for place, label in enumerate(labels) if place not in out)
 
 
-def n_clips(dataset: Dataset, test_fold: int, config: UnknownsConfig, train_folds: Sequence[int] = ()) -> int:
+def fold_of(test_folds: Sequence[int], number: int) -> int:
+    """Return the fold that draw ``number`` keeps aside and is scored on: they take turns."""
+    return test_folds[(number - 1) % len(test_folds)]
+
+
+def n_clips(
+    dataset: Dataset, test_folds: Sequence[int], config: UnknownsConfig, train_folds: Sequence[int] = ()
+) -> int:
     """Return how many clips `unknown_report` is going to count, of draws trained on ``train_folds`` (all others)."""
-    learnt = dataset.in_folds(train_folds or {*dataset.folds} - {test_fold})
-    known = [known_labels(dataset.labels, config, number) for number in range(1, config.draws + 1)]
-    scored = len(dataset.in_folds([test_fold]).clips) + len(FOREIGN_KINDS) * config.made
-    return sum(len(learnt.narrowed(labels).clips) + scored for labels in known)
+    total = config.draws * len(FOREIGN_KINDS) * config.made
+    for number in range(1, config.draws + 1):
+        fold = fold_of(test_folds, number)
+        learnt = dataset.in_folds(train_folds or {*dataset.folds} - {fold})
+        total += len(learnt.narrowed(known_labels(dataset.labels, config, number)).clips)
+        total += len(dataset.in_folds([fold]).clips)
+    return total
 
 
 def unknown_report(
     models: Sequence[Model],
     dataset: Dataset,
     *,
-    test_fold: int,
+    test_folds: Sequence[int],
     config: UnknownsConfig,
     command: str = "",
     on_clip: OnClip = None,
@@ -72,17 +83,17 @@ def unknown_report(
     Args:
         models: of draw 1, 2 ...
         dataset: clips of all folds and labels.
-        test_fold: the fold that no model has seen.
+        test_folds: those that the models have not seen, in turn (`fold_of`).
         config: which labels were drawn, and how many sounds are made in code.
         command: what the user typed.
         on_clip: called with 1 per clip and model.
 
     Raises:
         BundleError: a model knows other labels than its draw; code ``mixed_bundles``.
-        DatasetError: a model may have been trained on the fold (``leak``), or no clip can be used.
+        DatasetError: a model may have been trained on its fold (``leak``), or no clip can be used.
     """
     began = time.perf_counter()
-    test_set = dataset.in_folds([test_fold])
+    scored = sorted({fold_of(test_folds, number) for number in range(1, len(models) + 1)})
     found: list[str] = []
     for number, model in enumerate(models, 1):
         if model.labels != known_labels(dataset.labels, config, number):
@@ -91,12 +102,14 @@ def unknown_report(
                 wanted="the bundles of this folder, as they were made",
                 code="mixed_bundles",
             )
-        refuse_if_seen(model, dataset, test_fold)
-        found += stamps(model, dataset, (test_fold,))
-    draws = [
-        _of_fold(_Draw(number, model, with_patterns(model, dataset, on_clip=on_clip)), test_set, on_clip)
-        for number, model in enumerate(models, 1)
-    ]
+        refuse_if_seen(model, dataset, fold_of(test_folds, number))
+        found += stamps(model, dataset, (fold_of(test_folds, number),))
+    draws = []
+    for number, model in enumerate(models, 1):
+        draw = _Draw(
+            number, fold_of(test_folds, number), model, with_patterns(model, dataset, on_clip=on_clip)
+        )
+        draws.append(_of_fold(draw, dataset.in_folds([draw.test_fold]), on_clip))
     for made in foreign_clips(each=config.made, seed=config.seed):
         for draw in draws:  # made once for all of them
             draw.hear(made.label, made.name, made.name, draw.model.classify((made.samples, made.sample_rate)))
@@ -106,14 +119,15 @@ def unknown_report(
     return {
         "report": "soundmark unknowns",
         "protocol": f"{len(models)} x {config.left_out} of {len(dataset.labels)} labels left out of each, trained "
-        f"on the clips of the others in folds {', '.join(map(str, models[0].training.get('train_folds', [])))}, scored "
-        f"on fold {test_fold}; nothing chosen, all scores side by side",
+        f"on the clips of the others in {_learnt_from(models)}, scored "
+        f"on fold {', '.join(map(str, test_folds))}{' in turn' if len(test_folds) > 1 else ''}; nothing chosen, all "
+        "scores side by side",
         "soundmark": soundmark.__version__,
         "data": dataset.name,
-        "data_digest": test_set.digest(),
+        "data_digest": dataset.in_folds(scored).digest(),
         "split": dataset.split,
-        "test_fold": test_fold,
-        "n_clips": len(test_set.clips),
+        "test_folds": list(test_folds),
+        "n_clips": len(dataset.in_folds(scored).clips),
         "n_labels": len(dataset.labels),
         "n_left_out": config.left_out,
         "seed": config.seed,
@@ -129,11 +143,17 @@ def unknown_report(
     }
 
 
+def _learnt_from(models: Sequence[Model]) -> str:
+    folds = {tuple(model.training.get("train_folds", [])) for model in models}
+    return f"folds {', '.join(map(str, *folds))}" if len(folds) == 1 else "all other folds"
+
+
 @dataclass(slots=True)
 class _Draw:
     """One model, and what it said so far."""
 
     number: int
+    test_fold: int
     model: Model
     decision: DecisionConfig  # of the model, with what every score needs
     left_out: list[str] = field(default_factory=list)  # labels of the data that it does not know
@@ -168,6 +188,7 @@ class _Draw:
             )
         return {
             "draw": self.number,
+            "test_fold": self.test_fold,
             LEFT_OUT: self.left_out,
             "model": self.model.name,
             "model_digest": self.model.digest,

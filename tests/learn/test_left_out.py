@@ -149,7 +149,7 @@ def test_the_command_from_data_to_report_and_on(
     assert str(tmp_path) not in printed
     for other, said in (
         (("--seed", 1), "seed was 0, now 1"),
-        (("--train-folds", "1,2"), "train_folds was [1, 2, 3, 4], now [1, 2]"),
+        (("--train-folds", "1,2"), "train_folds was 'all others', now [1, 2]"),
     ):
         status, _, err = call(*base, "--draws", 2, "--test-fold", 5, *other)
         assert (status, said in err) == (1, True), err
@@ -157,9 +157,9 @@ def test_the_command_from_data_to_report_and_on(
     # a bundle of another draw, or one that was trained on the fold, is refused
     folders = [out / f"draw{n}" / "bundle" for n in (1, 2)]
     with pytest.raises(BundleError, match="other labels than draw 1"):
-        unknown_report([Classifier.load(folders[1])], dataset, test_fold=5, config=CONFIG)
+        unknown_report([Classifier.load(folders[1])], dataset, test_folds=(5,), config=CONFIG)
     with pytest.raises(DatasetError, match="fold 4 was trained on") as caught:
-        unknown_report([Classifier.load(folders[0])], dataset, test_fold=4, config=CONFIG)
+        unknown_report([Classifier.load(folders[0])], dataset, test_folds=(4,), config=CONFIG)
     assert caught.value.code == "leak"
 
 
@@ -167,6 +167,7 @@ def test_each_draw_is_taught_by_who_never_heard_of_its_labels_either(
     call: Callable[..., tuple[object, str, str]],
     preset: Preset,
     data_root: Path,
+    dataset: Dataset,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -178,9 +179,9 @@ def test_each_draw_is_taught_by_who_never_heard_of_its_labels_either(
     (tmp_path / "student.toml").write_text(to_toml(student))
     whole = Preset(name="whole", ensemble=EnsembleConfig(members=(str(tmp_path / "member.toml"),)))
     (tmp_path / "whole.toml").write_text(to_toml(whole))
-    rest = ("--data", data_root, "--test-fold", 5, "--draws", 2, "--left-out", 2, "--made", 1, "--json")
+    rest = ("--data", data_root, "--test-fold", "4,5", "--draws", 2, "--left-out", 2, "--made", 1, "--json")
 
-    # an ensemble has its members trained in the folder of each draw
+    # an ensemble has its members trained in the folder of each draw, whose folds take turns
     status, printed, err = call("unknowns", tmp_path / "whole.toml", *rest, "--out", tmp_path / "teachers")
     assert (status, err) == (0, f"report: {tmp_path / 'teachers' / 'report.json'}\n")
     assert [draw["model"] for draw in json.loads(printed)["draws"]] == ["whole", "whole"]
@@ -190,11 +191,19 @@ def test_each_draw_is_taught_by_who_never_heard_of_its_labels_either(
     status, printed, err = call(*taught, "--teacher", tmp_path / "teachers")
     assert status == 0, err
     teachers = [load_model(tmp_path / "teachers" / f"draw{n}" / "bundle") for n in (1, 2)]
-    for number, (draw, teacher) in enumerate(zip(json.loads(printed)["draws"], teachers, strict=True), 1):
+    report = json.loads(printed)
+    assert (report["test_folds"], report["n_clips"]) == ([4, 5], 40)
+    assert report["data_digest"] == dataset.in_folds([4, 5]).digest()
+    assert "in all other folds, scored on fold 4, 5 in turn" in report["protocol"]
+    for number, (draw, teacher) in enumerate(zip(report["draws"], teachers, strict=True), 1):
         assert isinstance(teacher, Ensemble)
         assert teacher.labels == known_labels(LABELS, CONFIG, number)
         (one,) = draw["training"]["teachers"]
-        assert (one["digest"], one["train_folds"]) == (teacher.models[0].digest, [1, 2, 3, 4])
+        others = [[1, 2, 3, 5], [1, 2, 3, 4]][number - 1]
+        assert (one["digest"], one["train_folds"]) == (teacher.models[0].digest, others)
+        assert (draw["test_fold"], draw["training"]["train_folds"]) == ([4, 5][number - 1], others)
+        names = {clip.name for clip in dataset.in_folds([draw["test_fold"]]).clips}
+        assert {row["name"] for row in draw["clips"] if row["is"] in ("known", "left_out")} == names
         assert draw["training"]["data_digest"] == teacher.training["data_digest"]
 
     # whoever knows other labels may not teach, and another teacher is another folder
@@ -212,14 +221,14 @@ def test_clips_that_say_nothing_are_counted_and_have_no_score(
     own = load_esc50(Path(shutil.copytree(data_root, tmp_path / "data")))
     one = replace(preset, train=replace(preset.train, epochs=1))
     config = UnknownsConfig(draws=1, left_out=2, made=1)
-    train_draws(one, own, test_fold=5, out=tmp_path / "out", config=config, train_folds=(1, 2))
+    train_draws(one, own, test_folds=(5,), out=tmp_path / "out", config=config, train_folds=(1, 2))
     known = known_labels(LABELS, config, 1)
     first, second, *_ = [clip for clip in own.in_folds([5]).clips if clip.label in known]
     soundfile.write(first.path, np.zeros(16_000, np.float32), 16_000)
     second.path.write_bytes(b"RIFF")
     counted: list[int] = []
     model = Classifier.load(tmp_path / "out" / "draw1" / "bundle")
-    report = unknown_report([model], own, test_fold=5, config=config, on_clip=counted.append)
+    report = unknown_report([model], own, test_folds=(5,), config=config, on_clip=counted.append)
     (draw,) = report["draws"]
     assert draw["training"]["train_folds"] == [1, 2]  # an inner choice: folds 3 and 4 are not looked at
     assert "in folds 1, 2, scored on fold 5" in report["protocol"]
@@ -229,22 +238,22 @@ def test_clips_that_say_nothing_are_counted_and_have_no_score(
     assert len(rows) == 10
     right = sum(clip.label == row["heard"] for row in rows for clip in own.clips if clip.name == row["name"])
     assert draw["accuracy"] == pytest.approx(right / 12, abs=1e-6)  # both count as wrong
-    assert sum(counted) == n_clips(own, 5, config, [1, 2]) == 24 + 20 + 3
+    assert sum(counted) == n_clips(own, (5,), config, [1, 2]) == 24 + 20 + 3
 
 
 def test_what_cannot_be_left_out_is_said(preset: Preset, dataset: Dataset, tmp_path: Path) -> None:
     whole = replace(preset, ensemble=EnsembleConfig(members=("edge",)))
     with pytest.raises(ConfigError, match="is an ensemble"):
-        train_draws(whole, dataset, test_fold=5, out=tmp_path / "a", config=CONFIG, train_folds=(1, 2))
+        train_draws(whole, dataset, test_folds=(5,), out=tmp_path / "a", config=CONFIG, train_folds=(1, 2))
     none = ((tmp_path / "none", 1.0),)
     with pytest.raises(BundleError, match="has no bundle draw1") as missing:
-        train_draws(preset, dataset, test_fold=5, out=tmp_path / "a", config=CONFIG, teachers=none)
+        train_draws(preset, dataset, test_folds=(5,), out=tmp_path / "a", config=CONFIG, teachers=none)
     assert missing.value.code == "model_not_found"
     with pytest.raises(ConfigError, match="two that are known"):
-        train_draws(preset, dataset, test_fold=5, out=tmp_path / "a", config=UnknownsConfig(left_out=4))
+        train_draws(preset, dataset, test_folds=(5,), out=tmp_path / "a", config=UnknownsConfig(left_out=4))
     assert not (tmp_path / "a").exists()
     with pytest.raises(BundleError):
-        score_draws(dataset, test_fold=5, out=tmp_path / "b", config=CONFIG)
+        score_draws(dataset, test_folds=(5,), out=tmp_path / "b", config=CONFIG)
     few = dataset.narrowed(("hum", "tone", "clicks"))
     assert few.labels == ("hum", "tone", "clicks")
     assert dataset.narrowed(preset.labels) is dataset

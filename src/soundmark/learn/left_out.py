@@ -32,7 +32,7 @@ from soundmark.learn.teachers import Given
 from soundmark.learn.workers import refuse_several_devices
 from soundmark.preset import Preset
 from soundmark.splits import Split
-from soundmark.unknown_report import known_labels, unknown_report
+from soundmark.unknown_report import fold_of, known_labels, unknown_report
 
 OnCount = Callable[[int], None] | None
 OnNote = Callable[[str], None] | None
@@ -42,7 +42,7 @@ def train_draws(
     preset: Preset,
     dataset: Dataset,
     *,
-    test_fold: int,
+    test_folds: Sequence[int],
     out: Path,
     config: UnknownsConfig,
     train_folds: tuple[int, ...] = (),
@@ -59,7 +59,7 @@ def train_draws(
     Args:
         preset: the whole configuration, of a network or an ensemble.
         dataset: clips of all folds and labels, see `Dataset.narrowed`.
-        test_fold: the fold kept aside.
+        test_folds: those kept aside, by one draw each, in turn (`unknown_report.fold_of`).
         out: the folder; one that holds another preset, other data or another seed is refused.
         config: draws, labels that are left out of each, seed.
         train_folds: narrower choice of training folds, so that another fold is not looked at.
@@ -87,8 +87,10 @@ def train_draws(
             f"{preset.name} is an ensemble, and teachers, weights or training folds were named",
             wanted="a preset that is one network, or none of them",
         )
-    dataset.in_folds([test_fold])  # or it says which there are
-    trainings = [_training(preset, dataset, config, n, test_fold, out, train_folds) for n in _numbers(config)]
+    dataset.in_folds(test_folds)  # or it says which there are
+    trainings = [
+        _training(preset, dataset, config, n, test_folds, out, train_folds) for n in _numbers(config)
+    ]
     parts = [dataset.narrowed(one.preset.labels) for one in trainings]
     hashes, named = dataset.hashes(), dict[str, list[str]]()
     if not whole:  # members find their own
@@ -102,8 +104,8 @@ def train_draws(
             out / "unknowns.json",
             {
                 **teach.identity(preset, dataset, weights, hashes),
-                "test_fold": test_fold,
-                "train_folds": list(train_folds or (fold for fold in dataset.folds if fold != test_fold)),
+                "test_folds": list(test_folds),
+                "train_folds": list(train_folds) or "all others",
                 "left_out": config.left_out,
                 "seed": config.seed,
                 **({"n_teachers": len(teachers), "teachers": named} if teachers else {}),
@@ -111,12 +113,13 @@ def train_draws(
             growing="teachers",
         )
         if whole:
-            for one, part in zip(trainings, parts, strict=True):
+            for number, one, part in zip(_numbers(config), trainings, parts, strict=True):
+                fold = fold_of(test_folds, number)
                 teach.teach(
                     preset,
                     part,
-                    homes={test_fold: one.home},
-                    targets={test_fold: one.home / "bundle"},
+                    homes={fold: one.home},
+                    targets={fold: one.home / "bundle"},
                     shared=one.home,
                     split=split,
                     jobs=jobs,
@@ -147,12 +150,12 @@ def _training(
     dataset: Dataset,
     config: UnknownsConfig,
     number: int,
-    test_fold: int,
+    test_folds: Sequence[int],
     out: Path,
     train_folds: tuple[int, ...],
 ) -> Training:
     known = replace(preset, labels=known_labels(dataset.labels, config, number))
-    return Training(f"draw {number}", known, test_fold, out / f"draw{number}", train_folds)
+    return Training(f"draw {number}", known, fold_of(test_folds, number), out / f"draw{number}", train_folds)
 
 
 def _of_draw(teachers: Given, one: Training) -> Given:
@@ -160,18 +163,24 @@ def _of_draw(teachers: Given, one: Training) -> Given:
     return tuple((find_named(folder, one.home.name, cause=cause), weight) for folder, weight in teachers)
 
 
-def n_epochs(preset: Preset, dataset: Dataset, test_fold: int, config: UnknownsConfig) -> int:
+def n_epochs(preset: Preset, dataset: Dataset, test_folds: Sequence[int], config: UnknownsConfig) -> int:
     """Return how many epochs `train_draws` is going to report."""
-    whole = bool(preset.ensemble.members)
-    return config.draws * (teach.n_epochs(preset, dataset, test_fold) if whole else preset.train.epochs)
+    if not preset.ensemble.members:
+        return config.draws * preset.train.epochs
+    return sum(teach.n_epochs(preset, dataset, fold_of(test_folds, n)) for n in _numbers(config))
 
 
 def n_views(
-    preset: Preset, dataset: Dataset, test_fold: int, config: UnknownsConfig, train_folds: Sequence[int] = ()
+    preset: Preset,
+    dataset: Dataset,
+    test_folds: Sequence[int],
+    config: UnknownsConfig,
+    train_folds: Sequence[int] = (),
 ) -> int:
     """Return how many views `train_draws` is going to report where there are teachers and every clip can be read."""
     trainings = [
-        _training(preset, dataset, config, n, test_fold, Path(), tuple(train_folds)) for n in _numbers(config)
+        _training(preset, dataset, config, n, test_folds, Path(), tuple(train_folds))
+        for n in _numbers(config)
     ]
     clips = sum(
         len(dataset.narrowed(one.preset.labels).in_folds(folds_of(one, dataset)).clips) for one in trainings
@@ -182,7 +191,7 @@ def n_views(
 def score_draws(
     dataset: Dataset,
     *,
-    test_fold: int,
+    test_folds: Sequence[int],
     out: Path,
     config: UnknownsConfig,
     command: str = "",
@@ -198,7 +207,7 @@ def score_draws(
     with lock(out):
         models = [load_model(out / f"draw{number}" / "bundle") for number in _numbers(config)]
         report = unknown_report(
-            models, dataset, test_fold=test_fold, config=config, command=command, on_clip=on_clip
+            models, dataset, test_folds=test_folds, config=config, command=command, on_clip=on_clip
         )
         path = out / "report.json"
         refuse_stamped(report["stamps"], path)
