@@ -346,5 +346,5 @@ def windows(samples: Samples, *, window_samples: int, hop_samples: int) -> Sampl
     needed = (count - 1) * hop_samples + window_samples
     if needed > n:
         samples = np.pad(samples, (0, needed - n))
-    strides = (hop_samples * samples.itemsize, samples.itemsize)
-    return np.lib.stride_tricks.as_strided(samples, (count, window_samples), strides, writeable=False)
+    step, unchanged = samples.itemsize, samples.data.toreadonly()
+    return np.ndarray((count, window_samples), np.float32, unchanged, strides=(hop_samples * step, step))

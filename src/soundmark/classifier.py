@@ -250,7 +250,7 @@ class Classifier:
     ) -> Array:
         """Return the features ``(n_windows, n_rows, n_frames)`` that `classify` gives to the model."""
         heard = self.hear(source, limits=limits, strict=strict, array_rate=array_rate)
-        return np.stack([self._frontend(window) for window in self.windows(heard.samples)])
+        return self._features(self.windows(heard.samples))
 
     def windows(self, samples: Array) -> Array:
         """Return ``samples`` (n,) at `sample_rate` cut as the bundle says: ``(n_windows, window_samples)``."""
@@ -266,12 +266,18 @@ class Classifier:
         parts, frontend_s, model_s = [], 0.0, 0.0
         for first in range(0, len(windows), BATCH_WINDOWS):
             start = perf_counter()
-            features = np.stack([self._frontend(one) for one in windows[first : first + BATCH_WINDOWS]])
+            features = self._features(windows[first : first + BATCH_WINDOWS])
             middle = perf_counter()
             parts.append(self._run(features))
             end = perf_counter()
             frontend_s, model_s = frontend_s + middle - start, model_s + end - middle
         return parts[0] if len(parts) == 1 else np.concatenate(parts), frontend_s, model_s
+
+    def _features(self, windows: Array) -> Array:
+        features = np.empty((len(windows), *self._runtime.input_shape), dtype=np.float32)
+        for row, window in zip(features, windows, strict=True):
+            row[...] = self._frontend(window)
+        return features
 
     def _run(self, features: Array) -> Array:
         try:

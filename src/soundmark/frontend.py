@@ -127,7 +127,10 @@ class Frontend:
         n_linear = self.config.n_fft // 2 + 1 if self.filters is None else self.config.n_mels
         if padded.size < width:
             return np.empty((0, n_linear), dtype=np.float32)
-        frames = np.lib.stride_tricks.sliding_window_view(padded, width)[:: self.config.hop_length]
+        count, step = 1 + (padded.size - width) // self.config.hop_length, padded.itemsize
+        frames: Array = np.ndarray(
+            (count, width), np.float32, padded, strides=(self.config.hop_length * step, step)
+        )
         out = np.empty((len(frames), n_linear), dtype=np.float32)
         room = dft.room(n_linear)
         size = len(room.block)

@@ -228,8 +228,10 @@ def decide(
     reason = ""
     if silent:
         reason = "silent"
-    elif unknown_score(logits, decision) < decision.label_thresholds.get(best, decision.threshold):
-        reason = "below_threshold"
+    else:
+        known = score if decision.unknown_score == "probability" else unknown_score(logits, decision)
+        if known < decision.label_thresholds.get(best, decision.threshold):
+            reason = "below_threshold"
     return Decision(
         label=None if reason else best,
         score=score,
