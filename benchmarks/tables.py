@@ -55,7 +55,7 @@ SELECTED = {
     "cosine-pair-5folds.json": "fp32, closed form; one setting compared on the same folds (decision 12)",
     "edge-taught-5folds.json": "last epoch; masks decided by inner runs, after a look at folds 1 and 2 (decision 10)",
     "tiny-5folds.json": "last epoch; settings compared by inner runs that were scored on folds 1 and 2, "
-    "layers of its teacher on all; a longer run had been seen on folds 1 to 4 (decisions 15 and 18)",
+    "layers of its teacher on all; published after a look at folds 1 and 2 (decisions 15, 18 and 20)",
     "yamnet-deep-5folds.json": "fp32, closed form; layers and pooling seen on the same folds (decision 13)",
     "edge-scratch-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 4 (decision 5)",
     "tiny-scratch-5folds.json": "last epoch; settings compared by inner runs that were scored on fold 2 (decision 5)",
@@ -276,6 +276,11 @@ def _tier(tier: str) -> dict[str, str]:
                     f"{what.replace('_', ' ')} {row['auroc']['mean']:.3f}" for what, row in means.items()
                 )
                 rows[f"AUROC of {score}, known against"] = seen
+    if in_turn := found(f"{tier}-unknowns-in-turn.json"):
+        means = in_turn["figures"]["pattern"]["left_out"]["auroc"]
+        rows["AUROC of pattern, left out, each draw on the next of five folds"] = (
+            f"{means['mean']:.3f} ({len(in_turn['draws'])} draws, {means['low']:.3f} to {means['high']:.3f})"
+        )
     for _, row, core in timed(tier):
         rows[f"5-s WAV to label, one thread of a core with {core}, against YAMNet"] = (
             f"{row['median_ms']:.1f} ms, **{row['ratio_to_yamnet']:.3f}** of its time "
